@@ -1,1 +1,1 @@
-"""The remote copy: pairs and their states, the wire, the site daemon, fencing, write positions, procedures."""
+"""The remote copy: pairs and their states, the wire, the site daemon, fencing, procedures."""

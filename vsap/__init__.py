@@ -1,1 +1,1 @@
-"""The virtual storage area: write to the sync-replicated area, queue the entry, complete; no files, no sockets."""
+"""The virtual storage area: write to the sync-replicated area, queue the entry, complete. No files."""

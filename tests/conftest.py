@@ -1,0 +1,50 @@
+"""What all tests share: the seed of a run, and what a machine without FUSE may skip."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+SEED_VARIABLE = "TRISITE_SEED"
+DEFAULT_SEED = 22  # `make test` is the same run every time; `make soak` draws a fresh seed
+
+settings.register_profile("trisite", deadline=None, print_blob=True)
+settings.load_profile("trisite")
+
+
+def run_seed() -> int:
+    """The seed of this run: every test that uses chance draws from it and from nothing else."""
+    return int(os.environ.get(SEED_VARIABLE, str(DEFAULT_SEED)))
+
+
+@pytest.fixture
+def seed() -> int:
+    return run_seed()
+
+
+def pytest_report_header() -> str:
+    return f"seed: {run_seed()} (repeat with {SEED_VARIABLE}={run_seed()})"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        terminalreporter.write_line(f"repeat with {SEED_VARIABLE}={run_seed()}")
+
+
+def why_no_mount() -> str | None:
+    """Why this machine cannot mount, or None."""
+    if not Path("/dev/fuse").exists():
+        return "there is no /dev/fuse on this machine, so nothing can be mounted here"
+    if os.geteuid() != 0:
+        return "mounting with all options needs root"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = why_no_mount()
+    if reason is None:
+        return
+    for item in items:
+        if item.get_closest_marker("fuse") is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,1 @@
+"""Measurements: what trisite costs next to a plain mount of the same kind."""
