@@ -1,0 +1,19 @@
+"""The procedures of the figures: each a plan first, then idempotent steps that a rerun finishes."""
+
+from replication.procedures.results import (
+    FailbackResult,
+    FailoverResult,
+    ListedFileReport,
+    ProcedureRefused,
+    RecoverResult,
+    StepEvent,
+)
+
+__all__ = [
+    "FailbackResult",
+    "FailoverResult",
+    "ListedFileReport",
+    "ProcedureRefused",
+    "RecoverResult",
+    "StepEvent",
+]

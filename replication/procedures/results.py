@@ -1,0 +1,91 @@
+"""What a procedure says: the steps while it runs, and the typed result with the published JSON fields."""
+
+from typing import Literal
+
+import msgspec
+
+from replication.config import SiteName
+
+
+class ProcedureRefused(Exception):
+    """A procedure will not do this: one sentence with the reason and the way out.
+
+    `code` is the exit status: 1 the state does not allow it, 4 a needed site cannot be reached, 5 it could lose
+    acknowledged data and was not told to accept that.
+    """
+
+    def __init__(self, sentence: str, code: Literal[1, 4, 5] = 1) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.code = code
+
+
+class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of progress: `number` of `total`, and what happened to the step."""
+
+    number: int
+    total: int
+    name: str
+    sentence: str
+    cost: str
+    status: Literal["planned", "started", "progress", "done", "already done", "pending"]
+    seconds: float = 0.0
+    detail: str = ""
+
+
+class FailoverResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of a take-over (figures 10, 13, 14, 22), with the fields of `failover --json`.
+
+    `lost` is the number of acknowledged operations known missing: 0 when nothing is missing, proven; None when
+    no surviving site can know. `bytes_copied` is what travelled in the recovery copy; `recovery` says how it went.
+    """
+
+    writer: SiteName
+    epoch: int
+    files_listed: int
+    bytes_listed: int
+    bytes_copied: int
+    lost: int | None
+    seconds: float
+    sequence: int
+    recovery: Literal["done", "pending", "not needed"]
+    lost_sentence: str
+    steps: list[StepEvent]
+
+
+class FailbackResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of a return (figures 11 and 15), with the fields of `failback --json`.
+
+    `quarantine` is the directory at the returning site with its writes that never reached the others, or None.
+    """
+
+    writer: SiteName
+    epoch: int
+    bytes_copied: int
+    seconds: float
+    sequence: int
+    quarantine: str | None
+    quarantined_bytes: int
+    steps: list[StepEvent]
+
+
+class ListedFileReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One file that the metadata log names: what a recovery copy must look at, and why."""
+
+    inode: int
+    path: str | None
+    ranges: list[tuple[int, int]]
+    bytes: int
+    why: str
+
+
+class RecoverResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What the log names (figure 22, recovery (1) and (2)); `bytes_copied` None when only listed."""
+
+    site: SiteName
+    epoch: int
+    files: list[ListedFileReport]
+    files_listed: int
+    bytes_listed: int
+    bytes_copied: int | None
+    seconds: float

@@ -1,0 +1,285 @@
+"""What a site must not forget: volume, roles and their history, pair states, facts about the writer.
+
+One small LMDB environment, `state/`, synced at every change (rare: a hello, an epoch, a pair's state). The daemon of the site and the mount process open it at the same time; LMDB lets both read and either write.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self, TypeVar
+from uuid import UUID
+
+import lmdb
+import msgspec
+
+from replication.config import SiteName
+from replication.roles import Roles, should_adopt
+
+MAP_BYTES: Final = 64 << 20
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+KEY_IDENTITY: Final = b"identity"
+KEY_ROLES: Final = b"roles"
+KEY_INCARNATION: Final = b"incarnation"
+KEY_SYNC_FACTS: Final = b"sync-facts"
+KEY_NEWEST_KNOWN: Final = b"newest-known"
+KEY_TAKE_OVER: Final = b"take-over"
+KEY_LEVEL: Final = b"level"
+KEY_UNTRUSTED: Final = b"untrusted"
+PREFIX_HISTORY: Final = b"history/"
+PREFIX_PAIR: Final = b"pair/"
+
+PairKind = Literal["sync", "async"]
+T = TypeVar("T")
+
+
+class StateError(Exception):
+    """The state of a site cannot be read or written; the argument is one sentence."""
+
+
+class VolumeIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """The volume that lives at this site; `size_bytes` never changes after mkfs."""
+
+    uuid: UUID
+    name: str
+    size_bytes: int
+
+
+class PairRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one pair as this end knows it, since when (Unix ns) and why."""
+
+    kind: PairKind
+    source: SiteName
+    target: SiteName
+    state: str
+    since: int
+    reason: str
+
+
+class SyncFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a synchronous secondary knows about the writer's promise.
+
+    `in_step`: the last conversation reached Duplex, so this site had everything the writer had acknowledged.
+    `protect`: the writer promised to acknowledge nothing without this site. `clean`: the writer said good-bye
+    after its last flush. `boot_id`: the boot of this host in which that held; after another boot what was
+    received but not flushed may be gone.
+    """
+
+    in_step: bool
+    protect: bool
+    clean: bool
+    epoch: int
+    boot_id: str
+    since: int
+
+    def proves_nothing_lost(self, epoch: int, boot_id: str) -> bool:
+        """Whether every write acknowledged in `epoch` is at this site, proven."""
+        if self.epoch != epoch or not self.in_step:
+            return False
+        return self.clean or (self.protect and self.boot_id == boot_id)
+
+
+class TakeOverRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How this site became the writer, kept so that a repeated promotion reports the same facts."""
+
+    epoch: int
+    start_sequence: int
+    lost: int | None
+    copied_bytes: int | None = None
+    listed_files: int | None = None
+    listed_bytes: int | None = None
+
+
+class LevelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """At a returning site: the writer of `epoch` may level it, `ready` once its own writes are kept."""
+
+    epoch: int
+    ready: bool
+    ranges: list[tuple[int, int]]
+    everything: bool
+    quarantine: str | None
+
+
+def boot_id() -> str:
+    """The identity of this boot of the host: what was not synced survives a process but not a boot."""
+    try:
+        return BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+class SiteState:
+    """The durable state of one site; a method that writes returns when the change is on stable storage."""
+
+    def __init__(self, directory: Path, *, now_ns: Callable[[], int] = time.time_ns) -> None:
+        """Open (and make) the environment in `directory`; StateError if that cannot be done."""
+        self._now_ns = now_ns
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._environment = lmdb.open(str(directory), map_size=MAP_BYTES, sync=True, metasync=True)
+        except (OSError, lmdb.Error) as error:
+            raise StateError(f"the state in {directory} cannot be opened: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the environment; harmless when repeated."""
+        self._environment.close()
+
+    def _get(self, key: bytes, kind: type[T]) -> T | None:
+        with self._environment.begin() as transaction:
+            value = transaction.get(key)
+        return None if value is None else msgspec.json.decode(bytes(value), type=kind)
+
+    def _put(self, key: bytes, value: object) -> None:
+        self._put_all({key: value})
+
+    def _put_all(self, values: dict[bytes, object]) -> None:
+        try:
+            with self._environment.begin(write=True) as transaction:
+                for key, value in values.items():
+                    if value is None:
+                        transaction.delete(key)
+                    else:
+                        transaction.put(key, msgspec.json.encode(value))
+        except lmdb.Error as error:
+            raise StateError(f"the state of this site cannot be written: {error}") from error
+
+    @property
+    def identity(self) -> VolumeIdentity | None:
+        """The volume of this site, or None before mkfs."""
+        return self._get(KEY_IDENTITY, VolumeIdentity)
+
+    @property
+    def roles(self) -> Roles | None:
+        """The roles of the newest epoch this site knows, or None before mkfs."""
+        return self._get(KEY_ROLES, Roles)
+
+    def create(self, identity: VolumeIdentity, roles: Roles) -> None:
+        """Begin a new volume: forget whatever volume was here."""
+        with self._environment.begin(write=True) as transaction:
+            keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
+            for key in keys:
+                if key != KEY_INCARNATION:
+                    transaction.delete(key)
+        self._put_all({KEY_IDENTITY: identity, KEY_ROLES: roles, _history_key(roles.epoch): roles})
+
+    def adopt(self, roles: Roles) -> bool:
+        """Take over `roles` if their epoch is higher than the own one; whether they were taken over."""
+        if not should_adopt(self.roles, roles):
+            return False
+        self._put_all({KEY_ROLES: roles, _history_key(roles.epoch): roles})
+        return True
+
+    def history(self) -> list[Roles]:
+        """The roles of every epoch this site has seen, oldest first."""
+        with self._environment.begin() as transaction, transaction.cursor() as cursor:
+            found: list[Roles] = []
+            if cursor.set_range(PREFIX_HISTORY):
+                for key, value in cursor:
+                    if not bytes(key).startswith(PREFIX_HISTORY):
+                        break
+                    found.append(msgspec.json.decode(bytes(value), type=Roles))
+        return found
+
+    def pairs(self) -> list[PairRecord]:
+        """The pairs this site has an end of, with state, time and reason of the last change."""
+        with self._environment.begin() as transaction, transaction.cursor() as cursor:
+            found: list[PairRecord] = []
+            if cursor.set_range(PREFIX_PAIR):
+                for key, value in cursor:
+                    if not bytes(key).startswith(PREFIX_PAIR):
+                        break
+                    found.append(msgspec.json.decode(bytes(value), type=PairRecord))
+        return found
+
+    def set_pair(
+        self, kind: PairKind, source: SiteName, target: SiteName, state: str, reason: str
+    ) -> PairRecord:
+        """Record a pair's state; the time changes only when the state does."""
+        key = PREFIX_PAIR + f"{kind}/{source}/{target}".encode()
+        old = self._get(key, PairRecord)
+        if old is not None and (old.state, old.reason) == (state, reason):
+            return old
+        since = old.since if old is not None and old.state == state else self._now_ns()
+        record = PairRecord(kind=kind, source=source, target=target, state=state, since=since, reason=reason)
+        self._put(key, record)
+        return record
+
+    @property
+    def incarnation(self) -> int:
+        """How often the daemon has started: a peer that sees a new one sends unflushed writes again."""
+        return self._get(KEY_INCARNATION, int) or 0
+
+    def begin_incarnation(self) -> int:
+        """Count a start of the daemon; returns the new incarnation."""
+        value = self.incarnation + 1
+        self._put(KEY_INCARNATION, value)
+        return value
+
+    @property
+    def sync_facts(self) -> SyncFacts | None:
+        """What this site knows as a synchronous secondary, or None if it never was one."""
+        return self._get(KEY_SYNC_FACTS, SyncFacts)
+
+    def set_sync_facts(self, *, in_step: bool, protect: bool, clean: bool, epoch: int) -> None:
+        """Record the writer's promise; not written again while nothing changes."""
+        facts = SyncFacts(
+            in_step=in_step,
+            protect=protect,
+            clean=clean,
+            epoch=epoch,
+            boot_id=boot_id(),
+            since=self._now_ns(),
+        )
+        old = self.sync_facts
+        if old is None or msgspec.structs.replace(old, since=facts.since) != facts:
+            self._put(KEY_SYNC_FACTS, facts)
+
+    @property
+    def newest_known(self) -> int:
+        """The newest sequence this site ever heard of; what it lacks below that is known missing."""
+        return self._get(KEY_NEWEST_KNOWN, int) or 0
+
+    def note_newest(self, sequence: int) -> None:
+        """Remember that the writer had written up to `sequence`."""
+        if sequence > self.newest_known:
+            self._put(KEY_NEWEST_KNOWN, sequence)
+
+    @property
+    def take_over(self) -> TakeOverRecord | None:
+        """How this site took over in its newest epoch as the writer, or None."""
+        return self._get(KEY_TAKE_OVER, TakeOverRecord)
+
+    def set_take_over(self, record: TakeOverRecord) -> None:
+        """Keep the facts of a take-over and of its recovery copy."""
+        self._put(KEY_TAKE_OVER, record)
+
+    @property
+    def level(self) -> LevelRecord | None:
+        """The preparation of this returning site to be levelled, or None."""
+        return self._get(KEY_LEVEL, LevelRecord)
+
+    def set_level(self, record: LevelRecord | None) -> None:
+        """Begin, change or (None) end being brought level."""
+        self._put(KEY_LEVEL, record)
+
+    @property
+    def untrusted_since(self) -> int | None:
+        """The sequence after which this site's queue lost entries in a crash of the host (P4), or None."""
+        return self._get(KEY_UNTRUSTED, int)
+
+    def set_untrusted_since(self, sequence: int | None) -> None:
+        """Remember (or, with None, settle) that the queue cannot say what was written after `sequence`."""
+        self._put(KEY_UNTRUSTED, sequence)
+
+
+def _history_key(epoch: int) -> bytes:
+    return PREFIX_HISTORY + epoch.to_bytes(8, "big")
