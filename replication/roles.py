@@ -21,6 +21,7 @@ class Purpose(StrEnum):
 
     SYNC = "sync"
     ASYNC = "async"
+    LEVEL = "level"
     CONTROL = "control"
 
 
@@ -38,13 +39,14 @@ class Roles(msgspec.Struct, frozen=True, kw_only=True):
     start_sequence: int = 0
     since: int = 0
 
-    def role_of(self, site: SiteName) -> str:
-        """The part of `site`: writer, sync, async, or away (no part of this epoch until it is back)."""
-        if site == self.writer:
-            return "writer"
-        if site == self.sync_to:
-            return "sync"
-        return "async" if site == self.async_to else "away"
+
+def role_of(roles: Roles, site: str) -> str:
+    """The part of `site`: writer, sync, async, or away (no part of this epoch until it is back)."""
+    if site == roles.writer:
+        return "writer"
+    if site == roles.sync_to:
+        return "sync"
+    return "async" if site == roles.async_to else "away"
 
 
 class Verdict(StrEnum):
@@ -60,10 +62,11 @@ class Decision(msgspec.Struct, frozen=True):
 
     verdict: Verdict
     sentence: str = ""
+    code: str = ""
 
 
 def first_roles(now_ns: int) -> Roles:
-    """The roles of a new volume: the normal operation of every figure."""
+    """The roles of a new volume, from `now_ns` of the Unix clock: the normal operation of every figure."""
     return Roles(epoch=FIRST_EPOCH, writer="primary", sync_to="sync", async_to="async", since=now_ns)
 
 
@@ -73,47 +76,48 @@ def should_adopt(own: Roles | None, offered: Roles) -> bool:
 
 
 def may_connect(
-    purpose: Purpose,
-    here: SiteName,
-    peer: SiteName,
-    own: Roles,
-    peer_roles: Roles | None,
-    *,
-    level: bool = False,
+    purpose: str, here: str, peer: str, own: Roles, peer_roles: Roles | None, *, level: bool = False
 ) -> Decision:
-    """Whether `here` lets `peer` begin a conversation; `level` while the writer brings here level.
+    """Whether `here` lets `peer` begin a conversation; `level` while here is prepared to be levelled.
 
     Control is always let in: it is how a stale site learns the newer roles. Data comes from the writer of the
     same epoch only, to the site that the roles name for that purpose.
     """
     if peer_roles is not None and should_adopt(own, peer_roles):
         return Decision(Verdict.ADOPT)
-    if purpose is Purpose.CONTROL:
+    if purpose == Purpose.CONTROL:
         return Decision(Verdict.ACCEPT)
     if peer_roles is None:
-        return Decision(
-            Verdict.REFUSE, f"site {peer} has no roles yet; create the volume with `trisite mkfs`"
-        )
+        return _refuse(f"site {peer} has no roles yet; create the volume with `trisite mkfs`", "wrong-role")
     if peer_roles.epoch < own.epoch:
-        return Decision(Verdict.REFUSE, superseded_sentence(peer, own))
-    if peer_roles != own:
-        return Decision(
-            Verdict.REFUSE,
+        return _refuse(superseded_sentence(peer, own), "superseded")
+    if (peer_roles.writer, peer_roles.start_sequence) != (own.writer, own.start_sequence):
+        return _refuse(
             f"sites {here} and {peer} disagree about epoch {own.epoch} (writer {own.writer} here, "
             f"{peer_roles.writer} there); run `trisite failover` again to settle it",
+            "fenced",
         )
     if peer != own.writer:
-        return Decision(
-            Verdict.REFUSE, f"site {peer} is not the writer in epoch {own.epoch}, {own.writer} is"
-        )
-    wanted = own.sync_to if purpose is Purpose.SYNC else own.async_to
-    levelling = level and purpose is Purpose.ASYNC and own.role_of(here) != "writer"
-    if here != wanted and not levelling:
-        return Decision(
-            Verdict.REFUSE,
-            f"site {here} takes no {purpose} copy in epoch {own.epoch}, its part is {own.role_of(here)}",
-        )
-    return Decision(Verdict.ACCEPT)
+        sentence = f"site {peer} is not the writer in epoch {own.epoch}, {own.writer} is"
+        return _refuse(sentence, "not-the-writer")
+    return _may_receive(purpose, here, own, level=level)
+
+
+def _may_receive(purpose: str, here: str, own: Roles, *, level: bool) -> Decision:
+    if purpose == Purpose.LEVEL:
+        if level and here != own.writer:
+            return Decision(Verdict.ACCEPT)
+        return _refuse(f"site {here} is not prepared to be levelled; run `trisite failback`", "wrong-role")
+    if here == (own.sync_to if purpose == Purpose.SYNC else own.async_to):
+        return Decision(Verdict.ACCEPT)
+    return _refuse(
+        f"site {here} takes no {purpose} copy in epoch {own.epoch}, its part is {role_of(own, here)}",
+        "wrong-role",
+    )
+
+
+def _refuse(sentence: str, code: str) -> Decision:
+    return Decision(Verdict.REFUSE, sentence, code)
 
 
 def after_take_over_at_sync(old: Roles, received_sequence: int, now_ns: int) -> Roles:
@@ -141,24 +145,22 @@ def after_failback(old: Roles, position: int, now_ns: int) -> Roles:
 
 
 def time_text(since_ns: int) -> str:
-    """A moment as an operator reads it, in UTC to the second."""
+    """A moment of the Unix clock in ns as an operator reads it, in UTC to the second."""
     moment = datetime.datetime.fromtimestamp(since_ns / 1e9, tz=datetime.UTC)
     return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def superseded_sentence(site: SiteName, current: Roles) -> str:
-    """Why `site` may not write: who took over, when, from which write on, and the way out."""
+def superseded_sentence(site: str, current: Roles) -> str:
+    """Why `site` may not write: who took over, when, up to which write, and the way out."""
+    way_out = f"mount with --at {current.writer}"
+    if site == "primary":
+        way_out += f", or bring {site} back with `trisite failback`"
     return (
         f"site {site} was superseded by site {current.writer} in epoch {current.epoch} at "
-        f"{time_text(current.since)}, sequence {current.start_sequence}; "
-        + (
-            f"mount with --at {current.writer}, or bring {site} back with `trisite failback`"
-            if site == "primary"
-            else f"mount with --at {current.writer}"
-        )
+        f"{time_text(current.since)}, sequence {current.start_sequence}; {way_out}"
     )
 
 
-def others(site: SiteName) -> tuple[SiteName, ...]:
+def others(site: str) -> tuple[SiteName, ...]:
     """The sites other than `site`."""
     return tuple(name for name in SITE_NAMES if name != site)

@@ -1,6 +1,7 @@
 """What a site must not forget: volume, roles and their history, pair states, facts about the writer.
 
-One small LMDB environment, `state/`, synced at every change (rare: a hello, an epoch, a pair's state). The daemon of the site and the mount process open it at the same time; LMDB lets both read and either write.
+One small LMDB environment, `state/`, synced at every change (rare: a hello, an epoch, a pair's state). The
+daemon of the site and the mount process open it at the same time; LMDB lets both read and either write.
 """
 
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import lmdb
 import msgspec
@@ -189,6 +190,10 @@ class SiteState:
                     found.append(msgspec.json.decode(bytes(value), type=Roles))
         return found
 
+    def epoch_starts(self) -> list[tuple[int, int]]:
+        """`(epoch, last sequence before it)` of every epoch this site has seen, oldest first."""
+        return [(roles.epoch, roles.start_sequence) for roles in self.history()]
+
     def pairs(self) -> list[PairRecord]:
         """The pairs this site has an end of, with state, time and reason of the last change."""
         with self._environment.begin() as transaction, transaction.cursor() as cursor:
@@ -214,15 +219,13 @@ class SiteState:
         return record
 
     @property
-    def incarnation(self) -> int:
-        """How often the daemon has started: a peer that sees a new one sends unflushed writes again."""
-        return self._get(KEY_INCARNATION, int) or 0
-
-    def begin_incarnation(self) -> int:
-        """Count a start of the daemon; returns the new incarnation."""
-        value = self.incarnation + 1
-        self._put(KEY_INCARNATION, value)
-        return value
+    def incarnation(self) -> str:
+        """Changes whenever this site may have lost what it had not flushed: with every boot of its host."""
+        found = self._get(KEY_INCARNATION, tuple[str, str])
+        if found is None or found[0] != boot_id():
+            found = (boot_id(), uuid4().hex)
+            self._put(KEY_INCARNATION, found)
+        return found[1]
 
     @property
     def sync_facts(self) -> SyncFacts | None:

@@ -10,8 +10,8 @@ from replication.config import SiteName
 class ProcedureRefused(Exception):
     """A procedure will not do this: one sentence with the reason and the way out.
 
-    `code` is the exit status: 1 the state does not allow it, 4 a needed site cannot be reached, 5 it could lose
-    acknowledged data and was not told to accept that.
+    `code` is the exit status: 1 the state does not allow it, 4 a needed site cannot be reached, 5 it could
+    lose acknowledged data and was not told to accept that.
     """
 
     def __init__(self, sentence: str, code: Literal[1, 4, 5] = 1) -> None:
@@ -36,8 +36,8 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
 class FailoverResult(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a take-over (figures 10, 13, 14, 22), with the fields of `failover --json`.
 
-    `lost` is the number of acknowledged operations known missing: 0 when nothing is missing, proven; None when
-    no surviving site can know. `bytes_copied` is what travelled in the recovery copy; `recovery` says how it went.
+    `lost` is the number of acknowledged operations known missing: 0 when nothing is missing, proven; None
+    when no surviving site can know. `bytes_copied` travelled in the recovery copy, `recovery` is how it went.
     """
 
     writer: SiteName
@@ -56,7 +56,7 @@ class FailoverResult(msgspec.Struct, frozen=True, kw_only=True):
 class FailbackResult(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a return (figures 11 and 15), with the fields of `failback --json`.
 
-    `quarantine` is the directory at the returning site with its writes that never reached the others, or None.
+    `quarantine` is the directory at the returning site with its writes that reached no other, or None.
     """
 
     writer: SiteName
