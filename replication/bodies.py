@@ -25,6 +25,7 @@ BODY_FIELDS: Final[dict[FrameType, tuple[tuple[str, str], ...]]] = {
     FrameType.FLUSHED: (),
     FrameType.MARKER_DIGESTS: (("leaf_bytes", "I"), ("count", "I")),
     FrameType.SET_BEGIN: (
+        ("from_epoch", "Q"),
         ("from_sequence", "Q"),
         ("timestamp_ns", "Q"),
         ("kind", "B"),
@@ -66,6 +67,8 @@ class SetKind(StrEnum):
     COALESCED = "coalesced"
     DIFFERENCE = "difference"
     RECOVERY = "recovery"
+    PART = "part"
+    """Part of an initial copy to a site that holds no state yet, and holds none after it."""
 
 
 _SET_KINDS: Final = tuple(SetKind)
@@ -119,10 +122,11 @@ class FarPosition(NamedTuple):
 
 
 class SetBegin(NamedTuple):
-    """Body of SET_BEGIN. The frame's sequence is the position the receiver has once the set is applied."""
+    """Body of SET_BEGIN. The frame's epoch and sequence are the position once the set is applied."""
 
+    from_epoch: int
+    """The position that the set was made for; the receiver is exactly there. (0, 0): no state."""
     from_sequence: int
-    """The position before the set that it builds on (0: on any, a difference copy)."""
     timestamp_ns: int
     """Timestamp of the newest entry in the set."""
     kind: SetKind
@@ -224,7 +228,7 @@ def encode_marker_digests(volume: bytes, epoch: int, sequence: int, answer: Mark
 def encode_set_begin(volume: bytes, epoch: int, sequence: int, begin: SetBegin) -> list[Buffer]:
     """SET_BEGIN."""
     prefix = _PREFIX[FrameType.SET_BEGIN].pack(
-        begin.from_sequence, begin.timestamp_ns, _SET_KINDS.index(begin.kind)
+        begin.from_epoch, begin.from_sequence, begin.timestamp_ns, _SET_KINDS.index(begin.kind)
     )
     return encode(FrameType.SET_BEGIN, volume, epoch, sequence, prefix=prefix)
 
@@ -311,10 +315,10 @@ def decode_marker_digests(frame: Frame) -> MarkerDigests:
 
 def decode_set_begin(frame: Frame) -> SetBegin:
     """Body of SET_BEGIN."""
-    from_sequence, timestamp_ns, kind = _fixed(frame, FrameType.SET_BEGIN)
+    from_epoch, from_sequence, timestamp_ns, kind = _fixed(frame, FrameType.SET_BEGIN)
     if kind >= len(_SET_KINDS):
         raise RemoteProtocolError(f"a SET_BEGIN frame with the unknown kind {kind}")
-    return SetBegin(from_sequence, timestamp_ns, _SET_KINDS[kind])
+    return SetBegin(from_epoch, from_sequence, timestamp_ns, _SET_KINDS[kind])
 
 
 def decode_set_commit(frame: Frame) -> SetCommit:
