@@ -1,0 +1,423 @@
+"""Control requests: what the command line and the sites ask a site's daemon, typed at both ends.
+
+A request is a struct that names its method and the type of its reply; `ask` sends it over a channel and
+returns the reply. A daemon answers every request or says in one sentence why not.
+"""
+
+import itertools
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
+
+import msgspec
+import trio
+
+from replication.config import SITE_NAMES
+from replication.errors import PeerUnreachable, RemoteProtocolError
+from replication.frames import Buffer, Frame, FrameType
+from replication.messages import Reply, Request, decode_json, encode_json
+from replication.roles import Roles
+from replication.state import PairRecord, TakeOverRecord
+
+ReplyT = TypeVar("ReplyT")
+Range = tuple[int, int]
+"""(offset, length) in bytes of the volume."""
+
+
+class ControlError(Exception):
+    """The site answered and would not, or could not; the sentence is for the operator, the code for
+    programs.
+    """
+
+    def __init__(self, sentence: str, code: str = "refused") -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.code = code
+
+
+class ControlRequest(msgspec.Struct, Generic[ReplyT], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request; `changes` says that only the operator and the sites of the cluster may make it."""
+
+    method: ClassVar[str] = ""
+    changes: ClassVar[bool] = False
+    reply: ClassVar[Any] = None
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """It is done; there is nothing to tell."""
+
+
+class VolumeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The volume at a site."""
+
+    uuid: str
+    name: str
+    size_bytes: int
+
+
+class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The queue at the writer: what the far site has not made durable; lag in seconds, all 0 when empty."""
+
+    entries: int
+    bytes: int
+    oldest_sequence: int
+    newest_sequence: int
+    lag_seconds: float
+
+
+class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How the shipping to a far site goes. `phase` is a word, `sentence` what an operator reads.
+
+    `level` means: nothing but entries of the queue is between here and the far site. The numbers are those
+    of the newest difference or recovery copy; `durable_sequence` is what the far site acknowledged in
+    `far_epoch`.
+    """
+
+    target: str
+    phase: str
+    sentence: str
+    level: bool
+    files_listed: int
+    bytes_listed: int
+    bytes_compared: int
+    bytes_copied: int
+    far_epoch: int
+    durable_sequence: int
+    applied_sequence: int
+
+
+class MountReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The mount process of a writing site."""
+
+    issued_sequence: int
+    log_files: int
+    log_bytes: int
+    log_capacity_bytes: int
+    sync_state: str
+    sync_reason: str
+    unprotected: bool
+
+
+class PositionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the area of a secondary stands: durable in its journal, applied to its area."""
+
+    epoch: int
+    durable_sequence: int
+    applied_sequence: int
+
+
+class LevelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A levelling copy to a returning site: it runs, or it ended at `position` or with `error`."""
+
+    running: bool
+    error: str | None
+    sentence: str
+    bytes_compared: int
+    bytes_copied: int
+    position: int
+
+
+class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a site says about itself; None where it does not apply to its role."""
+
+    site: str
+    volume: VolumeReport | None
+    roles: Roles | None
+    history: list[Roles]
+    pairs: list[PairRecord]
+    mounted: bool
+    mount: MountReport | None
+    received_sequence: int | None
+    position: PositionReport | None
+    queue: QueueReport | None
+    next_sequence: int | None
+    copy: CopyReport | None
+    proven: bool
+    proven_reason: str
+    newest_known: int
+    take_over: TakeOverRecord | None
+    level: LevelStatus | None
+
+
+class GetStatus(ControlRequest[SiteReport], frozen=True, kw_only=True):
+    """What a site says about itself."""
+
+    method = "status"
+    reply = SiteReport
+
+
+class CreateVolume(ControlRequest[Done], frozen=True, kw_only=True):
+    """Make the volume at this site: an empty area, the given roles. Refused over another volume without
+    force.
+    """
+
+    method = "create_volume"
+    changes = True
+    reply = Done
+    uuid: str
+    name: str
+    size_bytes: int
+    roles: Roles
+    force: bool = False
+
+
+class PromoteReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The roles under which the site writes now, and what it knows of the loss (0: proven that there is
+    none).
+    """
+
+    roles: Roles
+    lost: int | None
+    sentence: str
+
+
+class Promote(ControlRequest[PromoteReply], frozen=True, kw_only=True):
+    """Become the writer of `epoch`; the site itself says from which sequence on. Asking again changes
+    nothing.
+    """
+
+    method = "promote"
+    changes = True
+    reply = PromoteReply
+    epoch: int
+    async_to: str | None
+
+
+class AdoptReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The roles the site holds after the request."""
+
+    roles: Roles
+
+
+class Adopt(ControlRequest[AdoptReply], frozen=True, kw_only=True):
+    """Take over these roles if their epoch is newer; the site is re-wired before the reply."""
+
+    method = "adopt"
+    changes = True
+    reply = AdoptReply
+    roles: Roles
+
+
+class FileReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One file the metadata log names."""
+
+    inode: int
+    path: str | None
+    ranges: list[Range]
+    bytes: int
+    why: str
+
+
+class ListingReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What the metadata log of the site's area names; `bytes` of all ranges to be looked at."""
+
+    files: list[FileReport]
+    files_listed: int
+    bytes: int
+
+
+class GetListing(ControlRequest[ListingReply], frozen=True, kw_only=True):
+    """Read the site's metadata log: at most `limit` files are told one by one."""
+
+    method = "listing"
+    reply = ListingReply
+    limit: int = 2000
+
+
+class ReturnReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a returning site may differ from the stream: ranges, or everything when it cannot know.
+
+    `quarantine` is where its own writes that reached no other site are kept, None when there were none.
+    """
+
+    ranges: list[Range]
+    everything: bool
+    quarantine: str | None
+    quarantined_bytes: int
+    reason: str
+
+
+class ReportRanges(ControlRequest[ReturnReport], frozen=True, kw_only=True):
+    """Prepare to be levelled: keep the own writes after `after_sequence`, tell where they are."""
+
+    method = "report_ranges"
+    changes = True
+    reply = ReturnReport
+    epoch: int
+    after_sequence: int
+
+
+class Level(ControlRequest[Done], frozen=True, kw_only=True):
+    """Copy to the returning `target` what differs in `ranges` and in what was written here after the
+    sequence.
+    """
+
+    method = "level"
+    changes = True
+    reply = Done
+    target: str
+    after_sequence: int
+    ranges: list[Range]
+    everything: bool
+
+
+class GetLevel(ControlRequest[LevelStatus], frozen=True, kw_only=True):
+    """How the levelling goes."""
+
+    method = "level_progress"
+    reply = LevelStatus
+
+
+class FinishReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the mount at this site has ended; the sentence says why not. `sequence`: the newest write."""
+
+    finished: bool
+    sentence: str
+    sequence: int
+
+
+class FinishMount(ControlRequest[FinishReply], frozen=True, kw_only=True):
+    """Ask the mount process to flush and unmount, and hold the site: it is not mounted again in this epoch."""
+
+    method = "finish_mount"
+    changes = True
+    reply = FinishReply
+
+
+class DrainReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the far site has everything up to the sequence asked for, durable and applied."""
+
+    drained: bool
+    durable_sequence: int
+    sentence: str
+
+
+class Drain(ControlRequest[DrainReply], frozen=True, kw_only=True):
+    """Is everything up to `sequence` durable and applied at the far site?"""
+
+    method = "drain"
+    reply = DrainReply
+    sequence: int
+
+
+class RangesReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The allocated ranges of the site's area and the sequence it is at, None where the mount goes on
+    writing.
+    """
+
+    ranges: list[Range]
+    sequence: int | None
+
+
+class GetRanges(ControlRequest[RangesReply], frozen=True, kw_only=True):
+    """The ranges of the area that the file system uses."""
+
+    method = "ranges"
+    reply = RangesReply
+
+
+class MarkerReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Digests in hex at the marker's place in the stream, of the writer and (None: not connected) of its
+    sync site.
+    """
+
+    sequence: int
+    digests: list[str]
+    sync_digests: list[str] | None
+    sync_reason: str
+
+
+class TakeMarker(ControlRequest[MarkerReply], frozen=True, kw_only=True):
+    """Put a marker into the stream of the mount at this site."""
+
+    method = "marker"
+    reply = MarkerReply
+    ranges: list[Range]
+    leaf_bytes: int
+
+
+class DigestsReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Digests in hex, or None while the area has not reached the sequence asked for."""
+
+    digests: list[str] | None
+    epoch: int
+    sequence: int
+
+
+class GetDigests(ControlRequest[DigestsReply], frozen=True, kw_only=True):
+    """Digests kept for the marker at `sequence`, or (`at_rest`) of the area as it is, which must be there."""
+
+    method = "digests"
+    reply = DigestsReply
+    sequence: int
+    at_rest: bool
+    ranges: list[Range]
+    leaf_bytes: int
+
+
+REQUESTS: Final[dict[str, type[ControlRequest[Any]]]] = {
+    kind.method: kind
+    for kind in (
+        GetStatus, CreateVolume, Promote, Adopt, GetListing, ReportRanges, Level, GetLevel,
+        FinishMount, Drain, GetRanges, TakeMarker, GetDigests,
+    )
+}  # fmt: skip
+
+
+class ControlChannel(Protocol):
+    """The part of a channel that a conversation of requests needs."""
+
+    peer: str
+
+    async def send(self, buffers: list[Buffer]) -> None: ...
+    async def receive_one(self) -> Frame: ...
+
+
+_numbers = itertools.count(1)
+
+
+async def ask(channel: ControlChannel, request: ControlRequest[ReplyT], seconds: float) -> ReplyT:
+    """Send one request and wait for its reply at most `seconds`; one request at a time on a channel.
+
+    Raises ControlError when the site says no, PeerUnreachable when it does not answer in time.
+    """
+    number = next(_numbers)
+    message = Request(id=number, method=request.method, params=msgspec.to_builtins(request))
+    with trio.move_on_after(seconds):
+        await channel.send(encode_json(message))
+        while True:
+            frame = await channel.receive_one()
+            if frame.type is not FrameType.REPLY:
+                raise RemoteProtocolError(f"{channel.peer} sent {frame.type.name} instead of a reply")
+            reply = decode_json(frame, Reply)
+            if reply.id == number:
+                return _result(request, reply)
+    raise PeerUnreachable(f"{channel.peer} did not answer '{request.method}' within {seconds:g} s")
+
+
+def _result(request: ControlRequest[ReplyT], reply: Reply) -> ReplyT:
+    if reply.error is not None:
+        raise ControlError(reply.error, reply.code or "refused")
+    try:
+        result: ReplyT = msgspec.convert(reply.result, request.reply)
+    except msgspec.ValidationError as error:
+        raise RemoteProtocolError(f"the reply to {request.method!r} cannot be read: {error}") from error
+    return result
+
+
+def decode_request(message: Request) -> ControlRequest[Any]:
+    """The typed request in a message; ControlError for an unknown method or wrong parameters."""
+    kind = REQUESTS.get(message.method)
+    if kind is None:
+        raise ControlError(f"this daemon does not know the request {message.method[:40]!r}", "unknown")
+    try:
+        request: ControlRequest[Any] = msgspec.convert(message.params, kind)
+    except msgspec.ValidationError as error:
+        raise ControlError(f"the request {message.method!r} cannot be read: {error}", "invalid") from error
+    return request
+
+
+def may_ask(request: ControlRequest[Any], peer_site: str | None, *, plain: bool) -> bool:
+    """Whether a peer may make the request: what changes anything needs a certificate of the cluster.
+
+    Without TLS (`plain`, loopback only) there are no certificates, and whoever reaches the port may ask.
+    """
+    return plain or not request.changes or peer_site in {"operator", *SITE_NAMES}
