@@ -275,7 +275,7 @@ class FinishReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FinishMount(ControlRequest[FinishReply], frozen=True, kw_only=True):
-    """Ask the mount process to flush and unmount, and hold the site: it is not mounted again in this epoch."""
+    """Ask the mount process to flush and unmount, and hold the site: not mounted again in this epoch."""
 
     method = "finish_mount"
     changes = True

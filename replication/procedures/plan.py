@@ -1,0 +1,291 @@
+"""The plans of the procedures: pure functions of what the reachable sites said (figures 10, 11, 13, 14, 15,
+22).
+
+A plan holds every step of its procedure, also those that a run before it finished: a step looks first whether
+it is done. So the plan of a rerun is the same list, and killing a procedure anywhere costs nothing but time.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from replication.config import SITE_NAMES, SiteName
+from replication.control import ListingReply, SiteReport
+from replication.procedures.results import ProcedureRefused
+from replication.roles import Roles, role_of
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One step: a stable name, what it does, what it costs, and the sites it needs."""
+
+    name: str
+    sentence: str
+    cost: str
+    sites: tuple[SiteName, ...]
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sites answered; a site that did not is in `silent` with the reason."""
+
+    reports: dict[SiteName, SiteReport]
+    silent: dict[SiteName, str]
+
+    def newest(self) -> Roles | None:
+        """The roles of the newest epoch any reachable site knows."""
+        known = [report.roles for report in self.reports.values() if report.roles is not None]
+        return max(known, key=lambda roles: roles.epoch, default=None)
+
+    def why_silent(self, site: SiteName) -> str:
+        """Why a site did not answer."""
+        return self.silent.get(site, "it was not asked")
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The steps of a procedure from the roles that hold now; `via_sync` is figure 14, `targets` are
+    levelled.
+    """
+
+    kind: Literal["take over at sync", "take over at async", "return", "nothing"]
+    roles: Roles
+    steps: list[Step]
+    via_sync: bool = False
+    targets: tuple[SiteName, ...] = ()
+
+
+def known_roles(survey: Survey) -> Roles:
+    """The newest roles; refused when no site answers or none has a volume."""
+    roles = survey.newest()
+    if roles is not None:
+        return roles
+    if survey.reports:
+        raise ProcedureRefused("no site has a volume yet; make one with `trisite mkfs`", 1)
+    reasons = "; ".join(survey.silent[site] for site in SITE_NAMES if site in survey.silent)
+    raise ProcedureRefused(f"no site answers ({reasons}); start their daemons with `trisite site NAME`", 4)
+
+
+def plan_failover(
+    survey: Survey, to: SiteName, *, accept_loss: bool, listing: ListingReply | None = None
+) -> Plan:
+    """Figures 10 and 22 (`to` sync), 13 and 14 (`to` async). `listing` is what the sync site's log names,
+    for costs.
+    """
+    roles = known_roles(survey)
+    if to not in survey.reports:
+        raise ProcedureRefused(
+            f"site {to} cannot take over, it does not answer ({survey.why_silent(to)}); "
+            f"start its daemon with `trisite site {to}`",
+            4,
+        )
+    if survey.reports[to].volume is None:
+        raise ProcedureRefused(f"site {to} cannot take over, it has no part of the volume yet", 1)
+    if to == "primary":
+        raise ProcedureRefused("the primary site takes over with `trisite failback`", 1)
+    if roles.writer != to:
+        _refuse_living_writer(survey, roles, accept_loss=accept_loss)
+    if to == "sync":
+        return _plan_sync(survey, roles, accept_loss=accept_loss, listing=listing)
+    return _plan_async(survey, roles, accept_loss=accept_loss, listing=listing)
+
+
+def _refuse_living_writer(survey: Survey, roles: Roles, *, accept_loss: bool) -> None:
+    """A writer that is alive and mounted is not taken over by accident."""
+    report = survey.reports.get(roles.writer)
+    if report is not None and report.mounted and not accept_loss:
+        raise ProcedureRefused(
+            f"site {roles.writer} is alive and the volume is mounted there; unmount it there first, "
+            "or take over all the same with --accept-loss (its later writes fail)",
+            1,
+        )
+
+
+def _plan_sync(survey: Survey, roles: Roles, *, accept_loss: bool, listing: ListingReply | None) -> Plan:
+    report = survey.reports["sync"]
+    if roles.writer == "async":
+        raise ProcedureRefused(
+            "site async is the writer; the way back from there is `trisite failback`, with the primary",
+            1,
+        )
+    if roles.writer != "sync":
+        _refuse_unproven(report, roles, accept_loss=accept_loss)
+    steps = [
+        Step(
+            name="promote",
+            sentence="site sync becomes the writer, the old writer is refused from now on",
+            cost="no copy",
+            sites=("sync",),
+        ),
+        *_recovery_steps(survey, listing),
+    ]
+    return Plan(kind="take over at sync", roles=roles, steps=steps)
+
+
+def _refuse_unproven(report: SiteReport, roles: Roles, *, accept_loss: bool) -> None:
+    if role_of(roles, "sync") != "sync":
+        raise ProcedureRefused(
+            f"site sync has no part in epoch {roles.epoch}, the writer is {roles.writer}; "
+            "bring it level first with `trisite failback`",
+            1,
+        )
+    if not report.proven and not accept_loss:
+        raise ProcedureRefused(
+            f"taking over at sync could lose acknowledged data: {report.proven_reason}; "
+            "bring the primary site back, or run again with --accept-loss",
+            5,
+        )
+
+
+def _recovery_steps(survey: Survey, listing: ListingReply | None) -> list[Step]:
+    cost = "only blocks that differ travel"
+    if listing is not None:
+        cost = f"{listing.files_listed} files with {listing.bytes} bytes are compared, {cost}"
+    if "async" not in survey.reports:
+        return [
+            Step(
+                name="recovery copy",
+                sentence=f"site async follows when it is back ({survey.why_silent('async')})",
+                cost=cost,
+                sites=(),
+            )
+        ]
+    return [
+        Step(name="follow", sentence="site async follows site sync", cost="no copy", sites=("async",)),
+        Step(
+            name="recovery copy",
+            sentence="the files that the log of site sync names are brought level at site async",
+            cost=cost,
+            sites=("sync", "async"),
+        ),
+    ]
+
+
+def _plan_async(survey: Survey, roles: Roles, *, accept_loss: bool, listing: ListingReply | None) -> Plan:
+    promote = Step(
+        name="promote async",
+        sentence="site async applies what it has journalled and becomes the writer",
+        cost="no copy",
+        sites=("async",),
+    )
+    if roles.writer == "async":
+        return Plan(kind="take over at async", roles=roles, steps=[promote])
+    if "sync" in survey.reports and (roles.writer == "sync" or role_of(roles, "sync") == "sync"):
+        first = _plan_sync(survey, roles, accept_loss=accept_loss, listing=listing)
+        turn = Step(
+            name="turn",
+            sentence="site sync stops writing and follows site async",
+            cost="no copy, both hold the same",
+            sites=("sync", "async"),
+        )
+        return Plan(kind="take over at async", roles=roles, steps=[*first.steps, turn], via_sync=True)
+    if not accept_loss:
+        report = survey.reports["async"]
+        missing = missing_at_async(report)
+        known = f"{missing} writes are known missing" if missing else "how many writes is not known"
+        raise ProcedureRefused(
+            f"site sync does not answer ({survey.why_silent('sync')}), so taking over at async could "
+            f"lose the last acknowledged writes ({known}); bring site sync back, or run again with --accept-loss",
+            5,
+        )
+    return Plan(kind="take over at async", roles=roles, steps=[promote])
+
+
+def missing_at_async(report: SiteReport) -> int | None:
+    """The writes site async knows it lacks; None where it cannot know that there are any."""
+    if report.position is None:
+        return None
+    return max(0, report.newest_known - report.position.durable_sequence) or None
+
+
+def plan_failback(survey: Survey) -> Plan:
+    """Figures 11 and 15: back to the primary site, through levelling it while the application goes on."""
+    roles = known_roles(survey)
+    if roles.writer == "primary":
+        return _plan_finished_return(survey, roles)
+    for site in (roles.writer, "primary"):
+        if site not in survey.reports:
+            raise ProcedureRefused(
+                f"the way back needs site {site}, which does not answer ({survey.why_silent(site)}); "
+                f"start its daemon with `trisite site {site}` and run again",
+                4,
+            )
+    targets: tuple[SiteName, ...] = ("primary",)
+    if roles.writer == "async":
+        if "sync" not in survey.reports:
+            raise ProcedureRefused(
+                "the way back from site async needs site sync too, which does not answer "
+                f"({survey.why_silent('sync')}); start its daemon with `trisite site sync` and run again",
+                4,
+            )
+        targets = ("primary", "sync")
+    return Plan(kind="return", roles=roles, steps=_return_steps(survey, roles, targets), targets=targets)
+
+
+def _plan_finished_return(survey: Survey, roles: Roles) -> Plan:
+    behind = tuple(
+        site
+        for site, report in survey.reports.items()
+        if report.roles is not None and report.roles.epoch < roles.epoch
+    )
+    if not behind:
+        return Plan(kind="nothing", roles=roles, steps=[])
+    step = Step(
+        name="switch",
+        sentence=f"tell site {', '.join(behind)} that primary writes again",
+        cost="no copy",
+        sites=behind,
+    )
+    return Plan(kind="return", roles=roles, steps=[step])
+
+
+def _return_steps(survey: Survey, roles: Roles, targets: tuple[SiteName, ...]) -> list[Step]:
+    writer = roles.writer
+    names = " and ".join(targets)
+    steps = [
+        Step(
+            name="keep",
+            sentence=f"site {names} learns who writes; what it alone has goes to quarantine",
+            cost="no copy",
+            sites=targets,
+        ),
+        Step(
+            name="level",
+            sentence=f"site {writer} brings site {names} level while the application goes on",
+            cost="what was written since the take-over is compared, only blocks that differ travel",
+            sites=(writer, *targets),
+        ),
+        Step(
+            name="finish",
+            sentence=f"the mount at site {writer} flushes and ends; the application stops here",
+            cost="the application is down until it is mounted at primary",
+            sites=(writer,),
+        ),
+        Step(
+            name="last difference",
+            sentence=f"what was written during the levelling goes to site {names}",
+            cost="only blocks that differ travel",
+            sites=(writer, *targets),
+        ),
+    ]
+    if roles.async_to is not None and roles.async_to not in targets:
+        away = roles.async_to not in survey.reports
+        sentence = (
+            f"site {roles.async_to} does not answer and gets the rest from primary later"
+            if away
+            else f"site {roles.async_to} makes durable what is still under way"
+        )
+        steps.append(
+            Step(
+                name="drain",
+                sentence=sentence,
+                cost="what waits in the queue",
+                sites=() if away else (roles.async_to,),
+            )
+        )
+    steps.append(
+        Step(
+            name="switch",
+            sentence=f"epoch {roles.epoch + 1}: primary writes, sync and async follow",
+            cost="no copy",
+            sites=SITE_NAMES,
+        )
+    )
+    return steps
