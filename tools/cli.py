@@ -1,0 +1,113 @@
+"""The `trisite` command: reads the command line, one module a command, failures become one sentence.
+
+A command function returns its exit code. Whatever it raises ends here: a failure with a sentence of its own
+is told as it is, anything else is a fault of trisite and is shown whole only with --debug.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from cyclopts import App, CycloptsError
+
+from tools import render
+from tools.errors import ExitCode, explain
+
+DEBUG_VARIABLE: Final = "TRISITE_DEBUG"
+DEBUG_OPTION: Final = "--debug"
+# Commands whose usage error has another code than 2: fsck(8) says 16.
+USAGE_CODES: Final = {"fsck": 16}
+
+COMMANDS: Final = (
+    "init",
+    "site",
+    "mkfs",
+    "mount",
+    "status",
+    "failover",
+    "failback",
+    "recover",
+    "fsck",
+    "verify",
+)
+
+HELP: Final = f"""A POSIX file system that lives at three sites at once.
+
+Every command reads the configuration named by -c FILE or $TRISITE_CONFIG. {DEBUG_OPTION} (or
+${DEBUG_VARIABLE}=1) shows the whole story of a fault. docs/operations.md has the runbook and the exit codes.
+"""
+
+
+def own_version() -> str:
+    """The version that is installed, or what there is to say without an installation."""
+    try:
+        return version("trisite")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def build() -> App:
+    """The whole command line; a command's module is imported when it is used (or its help is)."""
+    app = App(name="trisite", help=HELP, version=own_version, help_format="plaintext")
+    for name in COMMANDS:
+        app.command(f"tools.{name}:{name}", name=name)
+    app.command("tools.mount:umount", name="umount")
+    app.command("tools.demo.story:demo", name="demo")
+    app.command("tools.pair:app", name="pair")
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; the exit code. Raises what the command raises."""
+    code = build()(list(arguments), exit_on_error=False, print_error=False, result_action="return_value")
+    return int(code) if isinstance(code, int) else ExitCode.OK
+
+
+def report(error: BaseException, command: str, *, debug: bool) -> int:
+    """Tell the operator about `error` in one sentence; the exit code."""
+    if debug:
+        render.note("".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, CycloptsError):
+        sentence = " ".join(str(error).split())
+        render.error(f"{sentence}; `trisite {command} --help`".replace("  ", " ") + " shows what can be said")
+        return USAGE_CODES.get(command, ExitCode.USAGE)
+    sentence, code = explain(error)
+    if code == ExitCode.INTERNAL and not debug:
+        sentence += f"; run again with {DEBUG_OPTION} to see where it happened"
+    render.error(sentence)
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `trisite`; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.flags.optimize:
+        render.error(
+            "Python's -O takes away checks that guard your data; run trisite without -O and PYTHONOPTIMIZE"
+        )
+        return ExitCode.USAGE
+    debug = os.environ.get(DEBUG_VARIABLE, "") not in {"", "0"}
+    if DEBUG_OPTION in words:
+        words.remove(DEBUG_OPTION)
+        os.environ[DEBUG_VARIABLE] = "1"  # for the process that `mount` leaves behind
+        debug = True
+    command = words[0] if words and words[0] in USAGE_CODES else ""
+    try:
+        code = run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read standard output has enough; keep the interpreter from complaining at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OPERATIONAL
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else ExitCode.OPERATIONAL
+    except BaseException as error:  # the one place where nothing may pass
+        return report(error, command, debug=debug)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

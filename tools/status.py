@@ -1,0 +1,101 @@
+"""`trisite status`: where the volume stands, as every reachable site tells it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import trio
+from cyclopts import Parameter
+
+from replication import config as configuration
+from replication.status import Status, collect
+from tools.errors import ExitCode
+from tools.options import ConfigOption, JsonOption, config_path
+from tools.render import Output, clear_screen, duration, size
+from tools.running import run_trio
+
+WATCH_SECONDS = 1.0
+UNKNOWN = "-"
+
+
+def status(
+    *,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    watch: Annotated[
+        bool, Parameter(name="--watch", negative="", help="Show it again every second.")
+    ] = False,
+) -> int:
+    """Show the writer, the pairs and their states, what waits for the far site, and every site."""
+    path = config_path(config)
+    loaded = configuration.load(path)
+    run_trio(show, loaded, as_json, watch)
+    return ExitCode.OK
+
+
+async def show(config: configuration.Config, as_json: bool, watch: bool) -> None:
+    """Once, or again and again until the operator has seen enough (one JSON object a line)."""
+    output = Output(as_json=as_json)
+    while True:
+        snapshot = await collect(config)
+        output.result(snapshot)
+        if not as_json:
+            if watch:
+                clear_screen()
+            tell(output, snapshot, config.path)
+        if not watch:
+            return
+        await trio.sleep(WATCH_SECONDS)
+
+
+def tell(output: Output, snapshot: Status, path: Path) -> None:
+    """The snapshot for a person: what is wrong first, then who writes, then the details."""
+    for warning in snapshot.warnings:
+        output.say(f"warning: {warning}", style="bold red")
+    writer = snapshot.writer or "unknown"
+    output.say(f"volume {snapshot.volume}  writer {writer}  epoch {known(snapshot.epoch)}  ({path})")
+    output.say(waiting(snapshot))
+    state = "yes" if snapshot.armed else "no"
+    output.say(f"takeover at the sync site without loss: {state}, {snapshot.armed_reason}")
+    output.table(
+        "",
+        ("pair", "from", "to", "state", "since", "reason"),
+        [(p.kind, p.source, p.target, p.state, p.since, p.reason) for p in snapshot.pairs],
+    )
+    rows = [
+        (
+            name,
+            site.role or UNKNOWN,
+            "yes" if site.reachable else "no",
+            known(site.epoch),
+            known(site.durable_seq),
+            known(site.applied_seq),
+            "yes" if site.mounted else "no" if site.mounted is False else UNKNOWN,
+            site.reason or "",
+        )
+        for name, site in snapshot.sites.items()
+    ]
+    columns = ("site", "role", "reachable", ">epoch", ">durable", ">applied", "mounted", "remark")
+    output.table("", columns, rows)
+
+
+def waiting(snapshot: Status) -> str:
+    """One line: what waits for the far site and how much the metadata log names."""
+    if snapshot.queue is None:
+        text = "waiting for the async site: not known, the writer does not answer"
+    else:
+        lag = UNKNOWN if snapshot.lag_seconds is None else duration(snapshot.lag_seconds)
+        text = (
+            f"waiting for the async site: {snapshot.queue.entries:,} entries, "
+            f"{size(snapshot.queue.bytes)}, lag {lag}"
+        )
+    if snapshot.log is not None:
+        text += (
+            f"; metadata log: {snapshot.log.files:,} files, "
+            f"{size(snapshot.log.bytes)} of {size(snapshot.log.capacity_bytes)}"
+        )
+    return text
+
+
+def known(value: int | None) -> str:
+    """A number, or the sign for not known."""
+    return UNKNOWN if value is None else f"{value:,}"
