@@ -1,5 +1,6 @@
 """The procedures of the figures: each a plan first, then idempotent steps that a rerun finishes."""
 
+from replication.procedures.commands import failback, failover, recover
 from replication.procedures.results import (
     FailbackResult,
     FailoverResult,
@@ -16,4 +17,7 @@ __all__ = [
     "ProcedureRefused",
     "RecoverResult",
     "StepEvent",
+    "failback",
+    "failover",
+    "recover",
 ]

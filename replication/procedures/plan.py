@@ -182,7 +182,8 @@ def _plan_async(survey: Survey, roles: Roles, *, accept_loss: bool, listing: Lis
         known = f"{missing} writes are known missing" if missing else "how many writes is not known"
         raise ProcedureRefused(
             f"site sync does not answer ({survey.why_silent('sync')}), so taking over at async could "
-            f"lose the last acknowledged writes ({known}); bring site sync back, or run again with --accept-loss",
+            f"lose the last acknowledged writes ({known}); bring site sync back, or accept that with "
+            "--accept-loss",
             5,
         )
     return Plan(kind="take over at async", roles=roles, steps=[promote])

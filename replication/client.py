@@ -1,0 +1,110 @@
+"""A conversation of control requests with the daemon of one site, for the command line, a mount or another
+daemon.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from replication.channel import Channel
+from replication.config import Config, ConfigurationError
+from replication.connections import connect
+from replication.control import ControlRequest, ReplyT, ask
+from replication.errors import PeerUnreachable
+from replication.frames import PROTOCOL_VERSION
+from replication.handshake import greet
+from replication.keys import OPERATOR, Identity, KeysError, load_identity
+from replication.messages import Hello
+from replication.roles import Purpose, Roles
+
+CONNECT_SECONDS: Final = 2.0
+
+
+def identity_of(config: Config, name: str) -> Identity | None:
+    """The identity of a site or of the operator; None with `plain = true`. ConfigurationError if it is not
+    there.
+    """
+    if config.options.plain:
+        return None
+    try:
+        return load_identity(config.keys, name)
+    except KeysError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+class Client:
+    """An open conversation; one request at a time."""
+
+    def __init__(self, channel: Channel, roles: Roles | None) -> None:
+        self._channel = channel
+        self.roles = roles
+        """The roles the site said it holds when the conversation began."""
+
+    async def ask(self, request: ControlRequest[ReplyT], seconds: float = 10.0) -> ReplyT:
+        """The reply; ControlError when the site says no, PeerUnreachable when it does not answer in
+        `seconds`.
+        """
+        return await ask(self._channel, request, seconds)
+
+
+@asynccontextmanager
+async def open_client(
+    config: Config,
+    site: str,
+    *,
+    caller: str = OPERATOR,
+    roles: Roles | None = None,
+    connect_seconds: float = CONNECT_SECONDS,
+) -> AsyncIterator[Client]:
+    """Connect to the daemon of `site` as `caller`; PeerUnreachable, PeerRefused in one sentence if that
+    fails.
+    """
+    place = config.site(site)
+    identity = identity_of(config, caller)
+    with trio.move_on_after(connect_seconds) as scope:
+        channel = await connect(
+            place.host,
+            place.port,
+            identity=identity,
+            expect=None if identity is None else site,
+            plain=config.options.plain,
+            timeout_seconds=connect_seconds,
+            silence_seconds=config.options.silence_seconds,
+        )
+    if scope.cancelled_caught:
+        raise PeerUnreachable(f"site {site} at {place.host}:{place.port} does not answer")
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.run)
+        try:
+            hello = Hello(version=PROTOCOL_VERSION, site=caller, purpose=Purpose.CONTROL, roles=roles)
+            welcome = await greet(channel, hello, timeout_seconds=connect_seconds)
+            yield Client(channel, welcome.roles)
+        except Exception as error:
+            # Carried out of the nursery by hand: callers want the exception itself, not a group with one in
+            # it.
+            failure = error
+        finally:
+            channel.close()
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def ask_site(
+    config: Config,
+    site: str,
+    request: ControlRequest[ReplyT],
+    seconds: float = 10.0,
+    *,
+    caller: str = OPERATOR,
+    roles: Roles | None = None,
+    connect_seconds: float = CONNECT_SECONDS,
+) -> ReplyT:
+    """One request in a conversation of its own."""
+    async with open_client(
+        config, site, caller=caller, roles=roles, connect_seconds=connect_seconds
+    ) as client:
+        return await client.ask(request, seconds)

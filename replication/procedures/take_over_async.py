@@ -1,0 +1,85 @@
+"""Take over at the async site, with what it has (figure 13) or, by way of sync, with all (figure 14)."""
+
+import trio
+
+from replication.config import Config
+from replication.control import Adopt, Drain, FinishMount, Promote, PromoteReply
+from replication.procedures.plan import Plan, Survey
+from replication.procedures.results import FailoverResult, ProcedureRefused
+from replication.procedures.running import POLL_SECONDS, Progress, demand, request_if_there
+from replication.procedures.take_over_sync import promote_sync, result_of, tell_others, wait_level
+
+
+async def take_over_at_async(
+    config: Config, plan: Plan, survey: Survey, progress: Progress
+) -> FailoverResult:
+    """Figure 13, or figure 14 when the plan goes by the sync site."""
+    if plan.via_sync:
+        return await _by_sync(config, plan, survey, progress)
+    epoch = plan.roles.epoch if plan.roles.writer == "async" else plan.roles.epoch + 1
+    with progress.step("promote async"):
+        promoted = await demand(config, "async", Promote(epoch=epoch, async_to=None))
+        progress.note(f"epoch {promoted.roles.epoch} from sequence {promoted.roles.start_sequence} on")
+    for site in ("sync", "primary"):
+        if site in survey.reports:
+            await request_if_there(config, site, Adopt(roles=promoted.roles), 2.0)
+    return _result(promoted, progress)
+
+
+def _result(promoted: PromoteReply, progress: Progress) -> FailoverResult:
+    return FailoverResult(
+        writer=promoted.roles.writer,
+        epoch=promoted.roles.epoch,
+        files_listed=0,
+        bytes_listed=0,
+        bytes_copied=0,
+        lost=promoted.lost,
+        seconds=progress.seconds,
+        sequence=promoted.roles.start_sequence,
+        recovery="not needed",
+        lost_sentence=promoted.sentence,
+        steps=progress.events,
+    )
+
+
+async def _by_sync(config: Config, plan: Plan, survey: Survey, progress: Progress) -> FailoverResult:
+    """Bring async level with sync first; only then does it take over, so nothing that sync has is lost."""
+    promoted = await promote_sync(config, plan, progress)
+    await tell_others(config, promoted.roles, survey, progress)
+    with progress.step("recovery copy"):
+        recovery, report = await wait_level(config, survey, promoted.roles, progress)
+    if recovery != "done":
+        raise ProcedureRefused(
+            "site async went away during the recovery copy; site sync writes meanwhile, "
+            "run the command again once site async answers",
+            4,
+        )
+    with progress.step("turn"):
+        finished = await demand(config, "sync", FinishMount())
+        if not finished.finished:
+            raise ProcedureRefused(f"site sync still writes: {finished.sentence}", 1)
+        await _drained(config, finished.sequence)
+        turned = await demand(config, "async", Promote(epoch=promoted.roles.epoch + 1, async_to=None))
+        await request_if_there(config, "sync", Adopt(roles=turned.roles))
+    first = result_of(promoted, report, recovery, progress)
+    return FailoverResult(
+        writer=turned.roles.writer,
+        epoch=turned.roles.epoch,
+        files_listed=first.files_listed,
+        bytes_listed=first.bytes_listed,
+        bytes_copied=first.bytes_copied,
+        lost=first.lost,
+        seconds=progress.seconds,
+        sequence=turned.roles.start_sequence,
+        recovery="done",
+        lost_sentence=first.lost_sentence,
+        steps=progress.events,
+    )
+
+
+async def _drained(config: Config, sequence: int) -> None:
+    while True:
+        answer = await demand(config, "sync", Drain(sequence=sequence))
+        if answer.drained:
+            return
+        await trio.sleep(POLL_SECONDS)

@@ -1,0 +1,108 @@
+"""Primary lost: take over at the sync site, then sync -> async (figure 10, recovery copy of figure 22)."""
+
+from typing import Final, Literal
+
+import trio
+
+from replication.config import Config
+from replication.control import Adopt, CopyReport, GetStatus, Promote, PromoteReply, SiteReport
+from replication.procedures.plan import Plan, Survey
+from replication.procedures.results import FailoverResult
+from replication.procedures.running import POLL_SECONDS, Progress, demand, request_if_there
+from replication.roles import Roles
+
+DEAD_TARGET_SECONDS: Final = 6.0
+"""How long the recovery copy may stand still because the async site is away before it is called pending."""
+
+
+async def take_over_at_sync(config: Config, plan: Plan, survey: Survey, progress: Progress) -> FailoverResult:
+    """Promote, let async follow, wait for the recovery copy; every step may have been taken before."""
+    promoted = await promote_sync(config, plan, progress)
+    await tell_others(config, promoted.roles, survey, progress)
+    with progress.step("recovery copy"):
+        recovery, report = await wait_level(config, survey, promoted.roles, progress)
+    return result_of(promoted, report, recovery, progress)
+
+
+async def promote_sync(config: Config, plan: Plan, progress: Progress) -> PromoteReply:
+    """The sync site becomes the writer, or says that it is already."""
+    epoch = plan.roles.epoch if plan.roles.writer == "sync" else plan.roles.epoch + 1
+    with progress.step("promote"):
+        promoted = await demand(config, "sync", Promote(epoch=epoch, async_to="async"))
+        progress.note(f"epoch {promoted.roles.epoch} from sequence {promoted.roles.start_sequence} on")
+    return promoted
+
+
+async def tell_others(config: Config, roles: Roles, survey: Survey, progress: Progress) -> None:
+    """The async site adopts the roles; so does the primary, but only if its daemon was found alive."""
+    if "async" in survey.reports:
+        with progress.step("follow"):
+            answer = await request_if_there(config, "async", Adopt(roles=roles))
+            if isinstance(answer, str):
+                progress.pending(f"site async learns it from site sync later: {answer}")
+    if "primary" in survey.reports:
+        await request_if_there(config, "primary", Adopt(roles=roles), 2.0)
+
+
+def is_level(copy: CopyReport | None, roles: Roles) -> bool:
+    """Whether nothing but queued entries is between the writer and its async site in this epoch."""
+    return copy is not None and copy.level and copy.far_epoch == roles.epoch
+
+
+async def wait_level(
+    config: Config, survey: Survey, roles: Roles, progress: Progress
+) -> tuple[Literal["done", "pending"], SiteReport]:
+    """Wait while the recovery copy gets on; it is pending, and begins by itself later, when async is away."""
+    stuck_since = trio.current_time()
+    seen: CopyReport | None = None
+    while True:
+        report = await demand(config, "sync", GetStatus(), 10.0)
+        copy = report.copy
+        if is_level(copy, roles):
+            progress.note("level" if copy is None else f"level, {copy.bytes_copied} bytes travelled")
+            return "done", report
+        if "async" not in survey.reports:
+            progress.pending("site async is away; the copy begins by itself when it answers")
+            return "pending", report
+        if copy != seen:
+            seen, stuck_since = copy, trio.current_time()
+        waited = trio.current_time() - stuck_since
+        if waited > DEAD_TARGET_SECONDS and not await _answers(config):
+            progress.pending("site async went away; the copy goes on by itself when it answers")
+            return "pending", report
+        if copy is not None:
+            progress.progress("recovery copy", copy.sentence)
+        await trio.sleep(POLL_SECONDS)
+
+
+async def _answers(config: Config) -> bool:
+    answer = await request_if_there(config, "async", GetStatus(), 2.0)
+    return not isinstance(answer, str)
+
+
+def result_of(
+    promoted: PromoteReply, report: SiteReport, recovery: Literal["done", "pending"], progress: Progress
+) -> FailoverResult:
+    """The result; the numbers of the recovery copy are those the site kept when it finished."""
+    copy, kept = report.copy, report.take_over
+    same = kept is not None and kept.epoch == promoted.roles.epoch
+    copied = kept.copied_bytes if same and kept is not None else None
+    files = kept.listed_files if same and kept is not None else None
+    listed = kept.listed_bytes if same and kept is not None else None
+    if copy is not None:
+        copied = copy.bytes_copied if copied is None else copied
+        files = copy.files_listed if files is None else files
+        listed = copy.bytes_listed if listed is None else listed
+    return FailoverResult(
+        writer=promoted.roles.writer,
+        epoch=promoted.roles.epoch,
+        files_listed=files or 0,
+        bytes_listed=listed or 0,
+        bytes_copied=copied or 0,
+        lost=promoted.lost,
+        seconds=progress.seconds,
+        sequence=promoted.roles.start_sequence,
+        recovery=recovery,
+        lost_sentence=promoted.sentence,
+        steps=progress.events,
+    )
