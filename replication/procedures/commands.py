@@ -132,7 +132,8 @@ async def recover(config: Config, *, list_only: bool = False, report: Report = i
         if roles.writer != "sync":
             raise ProcedureRefused(
                 "a recovery copy starts where site sync has taken over, "
-                f"and site {roles.writer} is the writer; use --list to see what it would copy, or `trisite failover --to sync`",
+                f"and site {roles.writer} is the writer; use --list to see what it would copy, "
+                "or `trisite failover --to sync`",
                 1,
             )
         copied = (await failover(config, "sync", report=report)).bytes_copied

@@ -14,6 +14,7 @@ from replication.control import (
     Drain,
     FinishMount,
     GetLevel,
+    GetStatus,
     Level,
     LevelStatus,
     ReportRanges,
@@ -108,7 +109,8 @@ class Return:
         if not finished.finished:
             raise ProcedureRefused(
                 f"the volume is still in use at site {self._roles.writer}: {finished.sentence}; "
-                "everything is safe and the primary site is nearly level, stop the application and run the command again",
+                "everything is safe and the primary site is nearly level, stop the application and "
+                "run the command again",
                 1,
             )
         self._sequence = finished.sequence
@@ -123,7 +125,8 @@ class Return:
                 self._progress.note(f"durable and applied up to sequence {self._sequence}")
                 return
             self._progress.progress("drain", answer.sentence)
-            if isinstance(await request_if_there(self._config, "async", GetLevel(), 2.0), str):
+            alive = await request_if_there(self._config, "async", GetStatus(), 2.0)
+            if isinstance(alive, str):
                 self._progress.pending("site async went away; it gets the rest from the primary site later")
                 return
             await trio.sleep(POLL_SECONDS)
