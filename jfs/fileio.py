@@ -1,0 +1,281 @@
+"""The content of files: read, write in place or into new blocks, and cutting and growing."""
+
+from errno import EFBIG, EINVAL, EISDIR
+from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP
+
+from jfs import filemap
+from jfs.device import BLOCK_BYTES, Buffer
+from jfs.errors import DeviceError, FileSystemError, NoSpace
+from jfs.filemap import HOLE, Run
+from jfs.nodes import NO_RUN, Node, NodeTable, now_ns
+
+BLOCK_SHIFT = 12
+BLOCK_MASK = BLOCK_BYTES - 1
+SIZE_MAX = (1 << 63) - 1
+_NS_PER_DAY = 86_400 * 10**9
+_ZERO_BLOCK = bytes(BLOCK_BYTES)
+
+
+def privileges_cleared(mode: int) -> int:
+    """The mode after a write by somebody without privileges: no setuid, no setgid where the group may
+    execute.
+    """
+    return mode & ~(S_ISUID | S_ISGID) if mode & S_IXGRP else mode & ~S_ISUID
+
+
+class FileIO(NodeTable):
+    """Reading and writing. Offsets, lengths and sizes are bytes."""
+
+    _goal = 0  # where the last data went: the next new file goes there
+
+    def _regular(self, ino: int) -> Node:
+        node = self.node(ino)
+        kind = S_IFMT(node.mode)
+        if kind != S_IFREG:
+            raise FileSystemError(EISDIR if kind == S_IFDIR else EINVAL)
+        return node
+
+    def _runs(self, node: Node, first: int, count: int) -> list[Run]:
+        """The map of some blocks; the extent used last answers most questions without the tree."""
+        file_block, start, length = node.extent
+        skipped = first - file_block
+        if 0 <= skipped and skipped + count <= length:
+            return [Run(first, start + skipped, count)]
+        found = list(filemap.runs(self.store, node.ino, first, count))
+        last = found[-1]
+        if last.start != HOLE:
+            node.extent = last
+        return found
+
+    def _old_block(self, node: Node, file_block: int) -> bytes:
+        """What a block of the file holds, with zeros after the end of the file."""
+        start = self._runs(node, file_block, 1)[0].start
+        if start == HOLE:
+            return _ZERO_BLOCK
+        block = self.store.read_data(start, 1)
+        held = node.size_bytes - (file_block << BLOCK_SHIFT)
+        return block if held >= BLOCK_BYTES else block[: max(held, 0)].ljust(BLOCK_BYTES, b"\0")
+
+    def read(self, ino: int, offset: int, length: int) -> Buffer:
+        """The bytes at an offset, fewer at the end of the file. FileSystemError EISDIR, EINVAL; DeviceError."""
+        node = self._regular(ino)
+        if self.options.relatime:
+            self._touch_access_time(node)
+        length = min(length, node.size_bytes - offset)
+        if length <= 0:
+            return b""
+        first = offset >> BLOCK_SHIFT
+        count = (offset + length - 1 >> BLOCK_SHIFT) - first + 1
+        found = self._runs(node, first, count)
+        if len(found) == 1:
+            start = found[0].start
+            data = bytes(length) if start == HOLE else self.store.read_data(start, count)
+            if start == HOLE or length == len(data):
+                return data
+        else:
+            data = b"".join(
+                bytes(run.length << BLOCK_SHIFT)
+                if run.start == HOLE
+                else self.store.read_data(run.start, run.length)
+                for run in found
+            )
+        begin = offset & BLOCK_MASK
+        return memoryview(data)[begin : begin + length]
+
+    def _touch_access_time(self, node: Node) -> None:
+        access = node.atime_ns
+        if access <= node.mtime_ns or access <= node.ctime_ns or now_ns() - access > _NS_PER_DAY:
+            node.atime_ns = now_ns()
+            self.mark(node)
+
+    def write(
+        self, ino: int, offset: int, data: Buffer, *, stamp: bool = True, clear_privileges: bool = False
+    ) -> int:
+        """Write bytes at an offset, growing the file if they end beyond it; the last device sequence they
+        got.
+
+        `stamp` sets the times of change: not wanted where the kernel keeps them. `clear_privileges` takes
+        setuid and setgid away. FileSystemError EFBIG, ENOSPC, EISDIR, EINVAL; DeviceError. Nothing is mapped
+        or grown on error.
+        """
+        node = self._regular(ino)
+        length = len(data)
+        end = offset + length
+        if end > SIZE_MAX:
+            raise FileSystemError(EFBIG)
+        if not length:
+            return 0
+        size = node.size_bytes
+        first = offset >> BLOCK_SHIFT
+        count = (end - 1 >> BLOCK_SHIFT) - first + 1
+        if offset > size and size & BLOCK_MASK and size >> BLOCK_SHIFT < first:
+            self._clean_tail(node)
+        if offset & BLOCK_MASK or end & BLOCK_MASK:
+            data = self._whole_blocks(node, offset, end, data)
+        sequence = self._write_blocks(node, first, count, data)
+        if end > size:
+            node.size_bytes = end
+            self.mark_map(node)
+        if clear_privileges and node.mode & (S_ISUID | S_ISGID):
+            node.mode = privileges_cleared(node.mode)
+            self.mark(node)
+        if stamp:
+            node.mtime_ns = node.ctime_ns = now_ns()
+            self.mark(node)
+        return sequence
+
+    def _whole_blocks(self, node: Node, offset: int, end: int, data: Buffer) -> bytes:
+        """The data with what stands before and behind it in its first and last block."""
+        before = after = b""
+        head = offset & BLOCK_MASK
+        tail = end & BLOCK_MASK
+        if head:
+            block = self._old_block(node, offset >> BLOCK_SHIFT)
+            before = block[:head]
+        if tail:
+            if end >= node.size_bytes:
+                after = _ZERO_BLOCK[tail:]
+            elif head and (end - 1) >> BLOCK_SHIFT == offset >> BLOCK_SHIFT:
+                after = block[tail:]
+            else:
+                after = self._old_block(node, end >> BLOCK_SHIFT)[tail:]
+        return b"".join((before, data, after))
+
+    def _write_blocks(self, node: Node, first: int, count: int, data: Buffer) -> int:
+        """Write whole blocks: holes are allocated first, then one device write a run, then the new runs are
+        mapped.
+        """
+        ino = node.ino
+        found = self._runs(node, first, count)
+        new: list[Run] = []
+        if len(found) == 1 and found[0].start != HOLE:
+            return self.store.write_data(ino, first, found[0].start, data, new=False)
+        targets = self._fill_holes(node, found, new)
+        view = memoryview(data)
+        sequence = 0
+        try:
+            for run, is_new in targets:
+                begin = run.file_block - first << BLOCK_SHIFT
+                piece = view if run.length == count else view[begin : begin + (run.length << BLOCK_SHIFT)]
+                sequence = self.store.write_data(ino, run.file_block, run.start, piece, new=is_new)
+        except DeviceError:
+            self._give_back(ino, new)
+            raise
+        for run in new:
+            node.extent = filemap.insert(self.store, ino, *run)
+            node.blocks += run.length
+        if new:
+            self._goal = new[-1].start + new[-1].length
+            self.mark_map(node)
+        return sequence
+
+    def _fill_holes(self, node: Node, found: list[Run], new: list[Run]) -> list[tuple[Run, bool]]:
+        """What to write where: every hole replaced by allocated runs, which are also added to `new`.
+
+        NoSpace leaves nothing allocated.
+        """
+        targets: list[tuple[Run, bool]] = []
+        near = self._near(node, found[0])
+        try:
+            for run in found:
+                if run.start != HOLE:
+                    targets.append((run, False))
+                    near = run.start + run.length
+                    continue
+                file_block = run.file_block
+                for start, count in self.store.allocate(node.ino, run.length, near):
+                    allocated = Run(file_block, start, count)
+                    new.append(allocated)
+                    targets.append((allocated, True))
+                    file_block += count
+                    near = start + count
+        except NoSpace:
+            self._give_back(node.ino, new)
+            raise
+        return targets
+
+    def _near(self, node: Node, run: Run) -> int:
+        """Where new blocks of this file would best be: behind the block before them."""
+        if run.start != HOLE or run.file_block == 0:
+            return self._goal
+        file_block, start, count = node.extent
+        if file_block + count == run.file_block:
+            return start + count
+        before = filemap.last_before(self.store, node.ino, run.file_block)
+        return self._goal if before is None else before.start + before.length
+
+    def _give_back(self, ino: int, new: list[Run]) -> None:
+        for run in new:
+            self.store.free(ino, run.start, run.length)
+
+    def truncate(self, ino: int, size: int) -> None:
+        """Cut or grow a file to `size` bytes; what is added reads as zeros. FileSystemError EFBIG, EINVAL,
+        EISDIR.
+        """
+        node = self._regular(ino)
+        if size < 0 or size > SIZE_MAX:
+            raise FileSystemError(EINVAL if size < 0 else EFBIG)
+        if size != node.size_bytes:
+            if size < node.size_bytes:
+                self._cut(node, size)
+            elif node.size_bytes & BLOCK_MASK:
+                self._clean_tail(node)
+            node.size_bytes = size
+            self.mark_map(node)
+
+    def _cut(self, node: Node, size: int) -> None:
+        """Unmap what is behind the new end. The kept part of the last block goes to a new block, so that a
+        crash before the commit finds the old block as it was.
+        """
+        if size & BLOCK_MASK:
+            file_block = size >> BLOCK_SHIFT
+            try:
+                self._replace_block(node, file_block, size & BLOCK_MASK)
+            except NoSpace:
+                # Cutting must work on a full volume. The rest of the block is cleared when the file grows
+                # again.
+                pass
+        self._unmap(node, size + BLOCK_MASK >> BLOCK_SHIFT)
+
+    def _unmap(self, node: Node, first: int) -> None:
+        """Unmap and free every block of the file from `first`."""
+        node.extent = NO_RUN
+        for run in filemap.remove(self.store, node.ino, first):
+            self.store.free(node.ino, run.start, run.length)
+            node.blocks -= run.length
+
+    def _clean_tail(self, node: Node) -> None:
+        """Before the file grows past its last block: the bytes after its end must read as zeros.
+
+        They may not be zeros after a crash between a write that grew the file and its commit.
+        """
+        kept = node.size_bytes & BLOCK_MASK
+        file_block = node.size_bytes >> BLOCK_SHIFT
+        start = self._runs(node, file_block, 1)[0].start
+        if start == HOLE or not any(self.store.read_data(start, 1)[kept:]):
+            return
+        try:
+            self._replace_block(node, file_block, kept)
+        except NoSpace:
+            self.store.write_data(node.ino, file_block, start, self._old_block(node, file_block), new=False)
+
+    def _replace_block(self, node: Node, file_block: int, kept: int) -> None:
+        """Put the first `kept` bytes of a block, and zeros, into a new block in its place. NoSpace changes
+        nothing.
+        """
+        ino = node.ino
+        start = self._runs(node, file_block, 1)[0].start
+        if start == HOLE:
+            return
+        block = self.store.read_data(start, 1)[:kept].ljust(BLOCK_BYTES, b"\0")
+        new = self.store.allocate(ino, 1, start)[0][0]
+        try:
+            self.store.write_data(ino, file_block, new, block, new=True)
+        except DeviceError:
+            self.store.free(ino, new, 1)
+            raise
+        node.extent = NO_RUN
+        filemap.remove(self.store, ino, file_block, file_block + 1)
+        filemap.insert(self.store, ino, file_block, new, 1)
+        self.store.free(ino, start, 1)
+        self.mark_map(node)

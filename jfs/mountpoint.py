@@ -1,0 +1,90 @@
+"""What must hold before a mount is tried, said in one clear sentence when it does not. Imports nothing of
+libfuse.
+"""
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+FUSE_DEVICE = Path("/dev/fuse")
+FUSERMOUNT = "fusermount3"
+MOUNT_TABLE = Path("/proc/self/mountinfo")
+
+
+class MountRefused(Exception):
+    """The mount cannot be made; the message is one sentence for the operator: what, why, and what to do."""
+
+
+def check_mountpoint(path: str) -> str:
+    """The absolute, resolved mount point if it is an empty directory on which nothing is mounted.
+
+    MountRefused if it is missing, no directory, in use as a mount point, not empty, or cannot be read.
+    """
+    resolved = os.path.realpath(path)
+    # The mount table comes first: a dead FUSE mount answers stat() with ENOTCONN.
+    if mounted_file_system(resolved) is not None:
+        raise MountRefused(f"{path} is a mount point already; unmount it first: trisite umount {path}")
+    try:
+        mode = os.stat(resolved).st_mode
+        if not stat.S_ISDIR(mode):
+            raise MountRefused(f"{path} is not a directory; name an empty directory to mount on")
+        with os.scandir(resolved) as listing:
+            if next(listing, None) is not None:
+                raise MountRefused(
+                    f"{path} is not empty; mounting would hide what it holds, name an empty directory"
+                )
+    except FileNotFoundError:
+        raise MountRefused(f"{path} does not exist; make the directory first: mkdir -p {path}") from None
+    except OSError as error:
+        raise MountRefused(f"{path} cannot be used as a mount point: {error.strerror}") from None
+    return resolved
+
+
+def check_fuse() -> None:
+    """MountRefused if this machine or this user cannot make FUSE mounts."""
+    if not FUSE_DEVICE.exists():
+        raise MountRefused(
+            f"{FUSE_DEVICE} does not exist, so nothing can be mounted here; load the module (modprobe fuse) or, in a "
+            f"container, pass the device in; everything but mount works without it"
+        )
+    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+        raise MountRefused(
+            f"{FUSE_DEVICE} may not be opened by this user; mount as root or allow access to it"
+        )
+    if shutil.which(FUSERMOUNT) is None:
+        raise MountRefused(f"{FUSERMOUNT} is not installed; install the package fuse3")
+
+
+def mounted_file_system(path: str, table: Path = MOUNT_TABLE) -> str | None:
+    """The type of the newest mount whose mount point is exactly this resolved path, or None. Reads only the
+    table.
+    """
+    found = _newest_mount(path, table)
+    return None if found is None else found[1]
+
+
+def device_number(path: str, table: Path = MOUNT_TABLE) -> str | None:
+    """``major:minor`` of the newest mount at this resolved path, or None; asks nothing of the file system
+    itself.
+    """
+    found = _newest_mount(path, table)
+    return None if found is None else found[0]
+
+
+def _newest_mount(path: str, table: Path) -> tuple[str, str] | None:
+    """(``major:minor``, file system type) of the last line of the mount table for this path."""
+    newest = None
+    for line in table.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        fields, _, rest = line.partition(" - ")
+        parts = fields.split(" ")
+        if _unescape(parts[4]) == path:
+            newest = (parts[2], rest.split(" ")[0])
+    return newest
+
+
+def _unescape(field: str) -> str:
+    """A path of the mount table, where space, tab, newline and backslash are written in octal."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(code, character)
+    return field
