@@ -21,9 +21,9 @@ BODY_FIELDS: Final[dict[FrameType, tuple[tuple[str, str], ...]]] = {
     FrameType.FLUSH: (),
     FrameType.COPY: (("offset", "Q"), ("length", "Q")),
     FrameType.FAR_POSITION: (("epoch", "Q"), ("sequence", "Q")),
-    FrameType.RECEIVED: (),
+    FrameType.RECEIVED: (("copied", "Q"),),
     FrameType.FLUSHED: (),
-    FrameType.MARKER_DIGESTS: (("leaf_bytes", "I"), ("count", "I")),
+    FrameType.MARKER_DIGESTS: (("leaf_bytes", "I"), ("first", "I"), ("total", "I"), ("count", "I")),
     FrameType.SET_BEGIN: (
         ("from_epoch", "Q"),
         ("from_sequence", "Q"),
@@ -57,7 +57,15 @@ MAX_DIGESTS: Final = (MAX_BODY_BYTES - _LARGEST_PREFIX) // DIGEST_BYTES
 COPY_ZEROS: Final = 1
 """Flag of COPY: the range is zeros, no data follows."""
 COPY_LAST: Final = 2
-"""Flag of COPY: the copy is complete with this frame (which may have length 0)."""
+"""Flag of COPY, length 0: the receiver has everything now; it flushes, notes that it is in step, and says so."""
+COPY_BEGIN: Final = 4
+"""Flag of COPY, length 0: a copy begins. Until COPY_LAST the receiver's area is no state of the stream."""
+RECEIVED_IN_STEP: Final = 1
+"""Flag of RECEIVED: the answer to COPY_LAST; everything up to the sequence is durable and noted as in step."""
+FLUSH_CLEAN: Final = 1
+"""Flag of FLUSH and of its FLUSHED: a good-bye, nothing follows."""
+FLUSH_SUSPEND: Final = 2
+"""Flag of FLUSH and of its FLUSHED: from here on the writer goes on without this site."""
 
 
 class SetKind(StrEnum):
@@ -96,7 +104,7 @@ class Copy(NamedTuple):
     offset: int
     length: int
     data: memoryview | None
-    last: bool
+    flags: int
 
 
 class Marker(NamedTuple):
@@ -108,9 +116,13 @@ class Marker(NamedTuple):
 
 
 class MarkerDigests(NamedTuple):
-    """Body of MARKER_DIGESTS; the frame's sequence is the marker's."""
+    """Body of MARKER_DIGESTS: part of the answer to a marker, whose sequence the frame has."""
 
     leaf_bytes: int
+    first: int
+    """Place of the first of these digests among all of the marker's."""
+    total: int
+    """Digests of the marker."""
     digests: tuple[bytes, ...]
 
 
@@ -122,7 +134,9 @@ class FarPosition(NamedTuple):
 
 
 class SetBegin(NamedTuple):
-    """Body of SET_BEGIN. The frame's epoch and sequence are the position once the set is applied."""
+    """Body of SET_BEGIN. The frame's epoch and sequence are the position once the set is applied; for a
+    difference or recovery copy that is known only at its end, and the SET_COMMIT frame names it.
+    """
 
     from_epoch: int
     """The position that the set was made for; the receiver is exactly there. (0, 0): no state."""
@@ -202,16 +216,24 @@ def encode_marker(
 
 
 def encode_copy(
-    volume: bytes, epoch: int, sequence: int, offset: int, data: Buffer | int, *, last: bool = False
+    volume: bytes, epoch: int, sequence: int, offset: int, data: Buffer | int, *, flags: int = 0
 ) -> list[Buffer]:
     """COPY of data at an offset, or of that many zero bytes; `sequence` is the newest one sent before it."""
-    flags = COPY_LAST if last else 0
     prefix = _PREFIX[FrameType.COPY]
     if isinstance(data, int):
-        flags |= COPY_ZEROS
-        return encode(FrameType.COPY, volume, epoch, sequence, prefix=prefix.pack(offset, data), flags=flags)
+        start = prefix.pack(offset, data)
+        return encode(FrameType.COPY, volume, epoch, sequence, prefix=start, flags=flags | COPY_ZEROS)
     start = prefix.pack(offset, len(data))
     return encode(FrameType.COPY, volume, epoch, sequence, data, prefix=start, flags=flags)
+
+
+def encode_received(
+    volume: bytes, epoch: int, sequence: int, copied: int, *, in_step: bool = False
+) -> list[Buffer]:
+    """RECEIVED: the stream up to `sequence` and `copied` COPY frames of this connection are in the area."""
+    flags = RECEIVED_IN_STEP if in_step else 0
+    prefix = _PREFIX[FrameType.RECEIVED].pack(copied)
+    return encode(FrameType.RECEIVED, volume, epoch, sequence, prefix=prefix, flags=flags)
 
 
 def encode_far_position(volume: bytes, epoch: int, far: FarPosition) -> list[Buffer]:
@@ -221,7 +243,9 @@ def encode_far_position(volume: bytes, epoch: int, far: FarPosition) -> list[Buf
 
 def encode_marker_digests(volume: bytes, epoch: int, sequence: int, answer: MarkerDigests) -> list[Buffer]:
     """MARKER_DIGESTS."""
-    prefix = _PREFIX[FrameType.MARKER_DIGESTS].pack(answer.leaf_bytes, len(answer.digests))
+    prefix = _PREFIX[FrameType.MARKER_DIGESTS].pack(
+        answer.leaf_bytes, answer.first, answer.total, len(answer.digests)
+    )
     return encode(FrameType.MARKER_DIGESTS, volume, epoch, sequence, b"".join(answer.digests), prefix=prefix)
 
 
@@ -287,18 +311,25 @@ def decode_marker(frame: Frame) -> Marker:
 
 
 def decode_copy(frame: Frame) -> Copy:
-    """Body of COPY."""
+    """Body of COPY; the length is 0 with COPY_BEGIN or COPY_LAST and only then."""
     (offset, length), rest = _split(frame, FrameType.COPY)
-    last = bool(frame.flags & COPY_LAST)
-    if length or not last:
-        _check_range(frame, offset, length)
+    if frame.flags & (COPY_BEGIN | COPY_LAST):
+        if length or offset or len(rest):
+            raise RemoteProtocolError("a COPY frame that begins or ends a copy and has data")
+        return Copy(0, 0, None, frame.flags)
+    _check_range(frame, offset, length)
     if frame.flags & COPY_ZEROS:
         if len(rest):
             raise RemoteProtocolError("a COPY frame of zeros with data")
-        return Copy(offset, length, None, last)
+        return Copy(offset, length, None, frame.flags)
     if len(rest) != length:
         raise RemoteProtocolError(f"a COPY frame of {length} bytes with {len(rest)} bytes of data")
-    return Copy(offset, length, rest, last)
+    return Copy(offset, length, rest, frame.flags)
+
+
+def decode_received(frame: Frame) -> int:
+    """Body of RECEIVED: the number of COPY frames of this connection that are in the area."""
+    return _fixed(frame, FrameType.RECEIVED)[0]
 
 
 def decode_far_position(frame: Frame) -> FarPosition:
@@ -308,9 +339,11 @@ def decode_far_position(frame: Frame) -> FarPosition:
 
 def decode_marker_digests(frame: Frame) -> MarkerDigests:
     """Body of MARKER_DIGESTS."""
-    (leaf_bytes, count), rest = _split(frame, FrameType.MARKER_DIGESTS)
+    (leaf_bytes, first, total, count), rest = _split(frame, FrameType.MARKER_DIGESTS)
     _check_leaf(frame, leaf_bytes)
-    return MarkerDigests(leaf_bytes, _unpack_digests(frame, rest, count))
+    if first + count > total:
+        raise RemoteProtocolError(f"a MARKER_DIGESTS frame with digests {first}+{count} of {total}")
+    return MarkerDigests(leaf_bytes, first, total, _unpack_digests(frame, rest, count))
 
 
 def decode_set_begin(frame: Frame) -> SetBegin:

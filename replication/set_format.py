@@ -1,8 +1,8 @@
 """Sets and the bytes of their journal, without any I/O; docs/set_journal.md is held to the tables here.
 
-A *set* is what a site applies as one: SET_BEGIN, any number of SET_DATA and SET_DISCARD, perhaps a SET_MARKER,
-SET_COMMIT. It counts only when it is whole: the commit frame is there and its numbers are those of the frames
-before it.
+A *set* is what a site applies as one: SET_BEGIN, any number of SET_DATA and SET_DISCARD, perhaps one
+SET_MARKER, SET_COMMIT. It counts only when it is whole: the commit frame is there and its numbers are those
+of the frames before it.
 """
 
 import struct
@@ -145,8 +145,8 @@ class SetReader:
         self.tail = tail
         self._size_bytes = size_bytes
         self._begin: SetBegin | None = None
-        self._after = NOWHERE
         self._epoch = 0
+        self._last = 0
         self._frames = 0
         self._data_bytes = 0
         self._marked = False
@@ -188,27 +188,23 @@ class SetReader:
             raise RemoteProtocolError("a SET_BEGIN frame before the commit of the set before")
         begin = decode_set_begin(frame)
         before = Position(begin.from_epoch, begin.from_sequence)
-        after = NOWHERE if begin.kind is SetKind.PART else Position(frame.epoch, frame.sequence)
         if before != self.tail:
             raise RemoteProtocolError(f"a set that builds on {before}, while this site is at {self.tail}")
-        if begin.kind is SetKind.PART:
-            if before != NOWHERE:
-                raise RemoteProtocolError(
-                    "part of an initial copy for a site that holds a state of the stream"
-                )
-        elif after.epoch == NOWHERE.epoch or after.epoch < before.epoch:
-            raise RemoteProtocolError(f"a set that leads from {before} to {after}")
-        elif begin.kind in STREAM_KINDS and (before == NOWHERE or after.sequence <= before.sequence):
-            raise RemoteProtocolError(f"a set of entries that leads from {before} to {after}")
-        self._begin, self._after, self._epoch = begin, after, frame.epoch
+        if frame.epoch < max(before.epoch, 1):
+            raise RemoteProtocolError(f"a set of epoch {frame.epoch} that builds on {before}")
+        if begin.kind is SetKind.PART and before != NOWHERE:
+            raise RemoteProtocolError("part of an initial copy for a site that holds a state of the stream")
+        if begin.kind in STREAM_KINDS and (before == NOWHERE or frame.sequence <= before.sequence):
+            raise RemoteProtocolError(f"a set of entries from {before} to sequence {frame.sequence}")
+        self._begin, self._epoch, self._last = begin, frame.epoch, frame.sequence
         self._frames = self._data_bytes = 0
         self._marked = False
 
     def _check_content(self, frame: Frame, begin: SetBegin) -> None:
         if self._marked:
             raise RemoteProtocolError("a frame behind the marker of a set")
-        if begin.kind in STREAM_KINDS and not begin.from_sequence < frame.sequence <= self._after.sequence:
-            raise RemoteProtocolError(f"entry {frame.sequence} in a set up to {self._after}")
+        if begin.kind in STREAM_KINDS and not begin.from_sequence < frame.sequence <= self._last:
+            raise RemoteProtocolError(f"entry {frame.sequence} in a set up to sequence {self._last}")
         if frame.type is FrameType.SET_DATA:
             data = decode_data(frame)
             length = len(data.data)
@@ -225,8 +221,8 @@ class SetReader:
 
     def _check_marker(self, frame: Frame, begin: SetBegin) -> None:
         """A marker means the state at exactly its sequence: it stands only at the end of a set of entries."""
-        if begin.kind not in STREAM_KINDS or frame.sequence != self._after.sequence:
-            raise RemoteProtocolError(f"marker {frame.sequence} inside of a set up to {self._after}")
+        if begin.kind not in STREAM_KINDS or frame.sequence != self._last:
+            raise RemoteProtocolError(f"marker {frame.sequence} inside of a set up to sequence {self._last}")
         self._marked = True
 
     def _close(self, frame: Frame, begin: SetBegin) -> SetHead:
@@ -236,5 +232,8 @@ class SetReader:
                 f"a set of {self._frames} frames and {self._data_bytes} bytes that should have had "
                 f"{commit.frames} and {commit.bytes}"
             )
-        before, self.tail, self._begin = self.tail, self._after, None
+        if begin.kind in STREAM_KINDS and frame.sequence != self._last:
+            raise RemoteProtocolError(f"a set up to sequence {self._last} committed as {frame.sequence}")
+        after = NOWHERE if begin.kind is SetKind.PART else Position(frame.epoch, frame.sequence)
+        before, self.tail, self._begin = self.tail, after, None
         return SetHead(before, self.tail, begin.kind, begin.timestamp_ns, commit.frames, commit.bytes)

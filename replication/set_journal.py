@@ -42,7 +42,7 @@ _READ_BYTES: Final = 1 << 20
 
 
 class JournalError(Exception):
-    """The journal cannot be read or written; the argument is one sentence. Until reopened it takes no sets."""
+    """The journal cannot be read or written: one sentence. It takes no more sets until it is reopened."""
 
 
 class CheckedFrame(NamedTuple):
@@ -92,6 +92,7 @@ class SetJournal:
             self._start = self._end = self._whole = self._synced = self._slot.place
             self._reader = SetReader(self._slot.position, size_bytes)
             self._recover()
+            self._whole_tail = self._reader.tail
         except OSError as error:
             raise JournalError(f"the set journal {directory} cannot be opened: {error.strerror}") from error
         except ValueError as error:
@@ -142,16 +143,22 @@ class SetJournal:
     def append(self, frames: Sequence[CheckedFrame]) -> list[JournalledSet]:
         """Write checked frames, in their order, to the host's cache; the sets that are whole with them.
 
-        Nothing counts before `sync`. JournalError: the host refuses.
+        Nothing counts before `sync`. JournalError: the host refuses (no room, say); what was whole before
+        stays, and sets may be appended again from there.
         """
         self._refuse_if_failed()
         try:
             return self._append(frames)
         except OSError as error:
-            raise self._fail("cannot be written", error) from error
+            try:
+                self._cut(self._whole)
+            except OSError:
+                raise self._fail("cannot be written", error) from error
+            self._reader = SetReader(self._whole_tail, self._size_bytes)
+            raise JournalError(f"the set journal cannot be written: {error.strerror}") from error
 
     def sync(self) -> None:
-        """Put everything appended on stable storage; then it may be acknowledged and applied. JournalError."""
+        """Put what was appended on stable storage; then it may be acknowledged and applied. JournalError."""
         self._refuse_if_failed()
         try:
             for segment in sorted(self._segments):
@@ -229,6 +236,7 @@ class SetJournal:
         self._write(first, buffers)
         if whole:
             self._whole = whole[-1].end
+            self._whole_tail = whole[-1].head.after
         return whole
 
     def _write(self, place: Place, buffers: Sequence[Buffer]) -> None:
@@ -266,6 +274,7 @@ class SetJournal:
         self._files.sync_directory()
         self._start = self._end = self._whole = self._synced = fresh
         self._reader = SetReader(position, self._size_bytes)
+        self._whole_tail = position
         self._failure = None
         self.waiting = []
 
