@@ -4,6 +4,7 @@ A command function returns its exit code. Whatever it raises ends here: a failur
 is told as it is, anything else is a fault of trisite and is shown whole only with --debug.
 """
 
+import importlib
 import os
 import sys
 import traceback
@@ -21,23 +22,30 @@ DEBUG_OPTION: Final = "--debug"
 # Commands whose usage error has another code than 2: fsck(8) says 16.
 USAGE_CODES: Final = {"fsck": 16}
 
-COMMANDS: Final = (
-    "init",
-    "site",
-    "mkfs",
-    "mount",
-    "status",
-    "failover",
-    "failback",
-    "recover",
-    "fsck",
-    "verify",
-)
+# Where every command is. Only the module of the command that was called is imported.
+COMMANDS: Final = {
+    "init": "tools.init:init",
+    "site": "tools.site:site",
+    "mkfs": "tools.mkfs:mkfs",
+    "mount": "tools.mount:mount",
+    "umount": "tools.mount:umount",
+    "status": "tools.status:status",
+    "pair": "tools.pair:app",
+    "failover": "tools.failover:failover",
+    "failback": "tools.failover:failback",
+    "recover": "tools.recover:recover",
+    "fsck": "tools.fsck:fsck",
+    "verify": "tools.verify:verify",
+    "demo": "tools.demo.story:demo",
+}
 
 HELP: Final = f"""A POSIX file system that lives at three sites at once.
 
-Every command reads the configuration named by -c FILE or $TRISITE_CONFIG. {DEBUG_OPTION} (or
-${DEBUG_VARIABLE}=1) shows the whole story of a fault. docs/operations.md has the runbook and the exit codes.
+Every command reads the configuration named by -c FILE or $TRISITE_CONFIG.
+
+{DEBUG_OPTION} (or ${DEBUG_VARIABLE}=1) shows the whole story of a fault.
+
+docs/operations.md has the runbook and the exit codes.
 """
 
 
@@ -49,20 +57,19 @@ def own_version() -> str:
         return "not installed"
 
 
-def build() -> App:
-    """The whole command line; a command's module is imported when it is used (or its help is)."""
+def build(word: str) -> App:
+    """The command line, with the command `word` alone if it is one, with all of them otherwise (for help)."""
     app = App(name="trisite", help=HELP, version=own_version, help_format="plaintext")
-    for name in COMMANDS:
-        app.command(f"tools.{name}:{name}", name=name)
-    app.command("tools.mount:umount", name="umount")
-    app.command("tools.demo.story:demo", name="demo")
-    app.command("tools.pair:app", name="pair")
+    for name in [word] if word in COMMANDS else COMMANDS:
+        module, _, attribute = COMMANDS[name].partition(":")
+        app.command(getattr(importlib.import_module(module), attribute), name=name)
     return app
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the exit code. Raises what the command raises."""
-    code = build()(list(arguments), exit_on_error=False, print_error=False, result_action="return_value")
+    app = build(arguments[0] if arguments else "")
+    code = app(list(arguments), exit_on_error=False, print_error=False, result_action="return_value")
     return int(code) if isinstance(code, int) else ExitCode.OK
 
 
@@ -72,7 +79,8 @@ def report(error: BaseException, command: str, *, debug: bool) -> int:
         render.note("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, CycloptsError):
         sentence = " ".join(str(error).split())
-        render.error(f"{sentence}; `trisite {command} --help`".replace("  ", " ") + " shows what can be said")
+        words = ("trisite", command, "--help") if command else ("trisite", "--help")
+        render.error(f"{sentence.rstrip('.')}; `{' '.join(words)}` shows what can be said")
         return USAGE_CODES.get(command, ExitCode.USAGE)
     sentence, code = explain(error)
     if code == ExitCode.INTERNAL and not debug:
@@ -94,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words.remove(DEBUG_OPTION)
         os.environ[DEBUG_VARIABLE] = "1"  # for the process that `mount` leaves behind
         debug = True
-    command = words[0] if words and words[0] in USAGE_CODES else ""
+    command = words[0] if words and words[0] in COMMANDS else ""
     try:
         code = run(words)
         sys.stdout.flush()

@@ -8,7 +8,9 @@ import trio
 from jfs.errors import CorruptionError, DeviceError
 from jfs.mountpoint import MountRefused
 from replication.config import ConfigurationError
+from replication.control import ControlError
 from replication.errors import PeerRefused, PeerUnreachable
+from replication.keys import KeysError
 from replication.procedures.results import ProcedureRefused
 
 
@@ -62,6 +64,10 @@ def explain(error: BaseException) -> tuple[str, int]:
             return interrupted.sentence, interrupted.code
         case ProcedureRefused():
             return error.sentence, error.code
+        case ControlError():
+            return error.sentence, ExitCode.REFUSED
+        case KeysError():
+            return str(error), ExitCode.USAGE
         case ConfigurationError():
             return str(error), ExitCode.USAGE
         case MountRefused():

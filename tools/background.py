@@ -1,0 +1,138 @@
+"""A mount goes on in the background: the process that serves it, its record, and the wait for both ends of its life.
+
+The mount process keeps a record in the directory of its site, so that `umount` can find it and wait until it has
+drained. The record is removed at a clean end; after a failed one it holds the sentence that says why.
+"""
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tools.errors import ExitCode, Failure
+
+RECORD_NAME: Final = "mount.json"
+LOG_NAME: Final = "mount.log"
+READY: Final = b"ready"
+
+
+class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Who serves a mount; `born` tells the process from a later one with the same number."""
+
+    pid: int
+    born: int
+    mountpoint: str
+    site: str
+    failure: str | None = None
+
+
+class Ready:
+    """The serving side of the pipe on which whoever started the mount waits; without a pipe it tells nobody."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def mounted(self) -> None:
+        """The file system is mounted."""
+        self._tell(READY)
+
+    def failed(self, sentence: str, code: int) -> None:
+        """It will not be; the sentence and the exit code go to whoever waits."""
+        self._tell(b"%d %s" % (code, sentence.encode()))
+
+    def _tell(self, message: bytes) -> None:
+        if self._descriptor is not None:
+            with contextlib.suppress(BrokenPipeError):  # whoever waited was interrupted; the mount goes on
+                os.write(self._descriptor, message)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def start(arguments: Sequence[str], log: Path) -> None:
+    """Start `trisite ARGUMENTS` detached and return when it is mounted; Failure with its sentence if it fails."""
+    reading, writing = os.pipe()
+    command = [sys.executable, "-P", "-m", "tools.cli", *arguments, "--ready-fd", str(writing)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=[writing],
+            start_new_session=True,
+            cwd="/",
+        )
+    os.close(writing)
+    try:
+        with os.fdopen(reading, "rb") as pipe:
+            answer = pipe.read()  # until the other side closes it: it is mounted, has failed, or is dead
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
+    if answer == READY:
+        process.returncode = 0  # it goes on without us; keeps Popen from warning that it still runs
+        return
+    code, _, sentence = answer.decode(errors="replace").partition(" ")
+    if not sentence:
+        raise Failure(f"the mount process ended before it had mounted; {log} has what it said")
+    raise Failure(sentence, int(code))
+
+
+def birth(pid: int) -> int | None:
+    """When process `pid` was started, in ticks since the boot; None if there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def write_record(directory: Path, mountpoint: str, site: str, failure: str | None = None) -> None:
+    """Note in the site directory that this process serves `mountpoint`, or why it ended badly."""
+    record = MountRecord(
+        pid=os.getpid(), born=birth(os.getpid()) or 0, mountpoint=mountpoint, site=site, failure=failure
+    )
+    path = directory / RECORD_NAME
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(msgspec.json.encode(record))
+    fresh.replace(path)
+
+
+def remove_record(directory: Path) -> None:
+    """The mount ended well."""
+    (directory / RECORD_NAME).unlink(missing_ok=True)
+
+
+def read_record(directory: Path) -> MountRecord | None:
+    """The record in a site directory; None if nothing is or was badly unmounted there."""
+    try:
+        return msgspec.json.decode((directory / RECORD_NAME).read_bytes(), type=MountRecord)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def wait_for_end(record: MountRecord, seconds: float) -> None:
+    """Wait until the mount process is gone; Failure after `seconds`."""
+    try:
+        descriptor = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if birth(record.pid) != record.born:
+            return  # the number went to another process
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            raise Failure(
+                f"the mount process {record.pid} has not finished after {seconds:.0f} seconds; it is unmounted "
+                "but still writes out; look at `trisite status`",
+                ExitCode.TIMEOUT,
+            )
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""`trisite pair`: the copy relations between the sites, by hand."""
