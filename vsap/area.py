@@ -1,49 +1,130 @@
 """A storage area in a plain sparse file (or a block device): read, write, discard, flush."""
 
+import errno
+import fcntl
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from jfs.device import Buffer, check_request, punch_hole
+from jfs.errors import DeviceError
+
+_BUFFERS_AT_ONCE = 1000  # the host takes 1024
+
 
 class FileArea:
-    """The area of one site. Offsets and lengths in bytes. DeviceError for what the host's file system refuses."""
+    """The area of one site. Offsets and lengths in bytes, multiples of 4096.
+
+    DeviceError for a request outside the area and for whatever the host refuses.
+    """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Opens an existing area; its size is the size of the file. DeviceError when there is none."""
-        raise NotImplementedError
+        self.path = path
+        self._fd = -1
+        self._lock = -1
+        try:
+            self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+            self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END) // 4096 * 4096
+        except OSError as error:
+            self.close()
+            raise self._failure("open", error) from error
 
     @classmethod
     def create(cls, path: Path, size_bytes: int) -> Self:
-        """Creates a sparse area file of `size_bytes` (a multiple of 4096) and opens it; FileExistsError if there is one."""
-        raise NotImplementedError
+        """Creates a sparse area of `size_bytes` (a multiple of 4096) and opens it. DeviceError: there is
+        one.
+        """
+        if size_bytes <= 0 or size_bytes % 4096:
+            raise ValueError(f"an area of {size_bytes} bytes is not made of 4096 byte blocks")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.ftruncate(fd, size_bytes)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise DeviceError(error.errno or errno.EIO, f"cannot create {path}: {error.strerror}") from error
+        return cls(path)
 
-    size_bytes: int
-    path: Path
+    def _failure(self, deed: str, error: OSError) -> DeviceError:
+        return DeviceError(error.errno or errno.EIO, f"cannot {deed} area {self.path}: {error.strerror}")
 
     def lock_writer(self, lock_path: Path) -> None:
         """Takes `writer.lock` until close. DeviceError: another process is the writer of this area."""
-        raise NotImplementedError
+        try:
+            lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._failure("lock", error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise DeviceError(
+                errno.EBUSY, f"area {self.path} is being written by another process, which holds {lock_path}"
+            ) from error
+        self._lock = lock
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes at `offset`, zeros where nothing was written. DeviceError outside the area."""
-        raise NotImplementedError
+        """`length` bytes at `offset`, zeros where nothing was written."""
+        check_request(self.size_bytes, offset, length)
+        try:
+            data = os.pread(self._fd, length, offset)
+            while len(data) < length:
+                more = os.pread(self._fd, length - len(data), offset + len(data))
+                if not more:
+                    raise OSError(errno.EIO, "the file became shorter")
+                data += more
+        except OSError as error:
+            raise self._failure("read", error) from error
+        return data
 
-    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+    def write(self, offset: int, data: Buffer) -> None:
         """Writes all of `data`; it is in the host's page cache on return, durable after `flush`."""
-        raise NotImplementedError
+        length = len(data)
+        check_request(self.size_bytes, offset, length)
+        try:
+            done = os.pwrite(self._fd, data, offset)
+            while done < length:
+                done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
+        except OSError as error:
+            raise self._failure("write", error) from error
 
     def write_many(self, offset: int, buffers: Sequence[bytes]) -> None:
         """Writes buffers one behind the other with as few system calls as possible."""
-        raise NotImplementedError
+        size = sum(map(len, buffers))
+        check_request(self.size_bytes, offset, size)
+        for first in range(0, len(buffers), _BUFFERS_AT_ONCE):
+            some = buffers[first : first + _BUFFERS_AT_ONCE]
+            expected = sum(map(len, some))
+            try:
+                done = os.pwritev(self._fd, some, offset)
+            except OSError as error:
+                raise self._failure("write", error) from error
+            if done < expected:
+                # Rare: a signal or a disk that fills up. The second attempt says which.
+                self.write(offset, b"".join(some))
+            offset += expected
 
     def discard(self, offset: int, length: int) -> None:
         """Punches a hole: the range reads as zeros and takes no room."""
-        raise NotImplementedError
+        check_request(self.size_bytes, offset, length)
+        try:
+            punch_hole(self._fd, offset, length)
+        except OSError as error:
+            raise self._failure("discard in", error) from error
 
     def flush(self) -> None:
         """fdatasync; blocks, so call it in a thread (`trio.to_thread.run_sync`)."""
-        raise NotImplementedError
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise self._failure("flush", error) from error
 
     def close(self) -> None:
-        """Closes the file and gives the lock back."""
-        raise NotImplementedError
+        """Closes the file and gives the lock back. Harmless when repeated."""
+        for fd in (self._fd, self._lock):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._lock = -1

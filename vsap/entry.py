@@ -1,7 +1,8 @@
-"""One write of the volume's stream, with its place in time: what the queue keeps and what travels to the other sites.
+"""One write of the volume's stream, with its place in time: what the queue keeps and what travels to the
+other sites.
 
-The layout of the 40 byte header is declared here and nowhere else; the queue's index, the wire and the set journal
-use it or take their fields from it.
+The layout of the 40 byte header is declared here and nowhere else; the queue's index, the wire and the set
+journal use it or take their fields from it.
 """
 
 import struct
@@ -32,7 +33,9 @@ class Kind(IntEnum):
     DISCARD = 2
     """`length` bytes at `offset` read as zeros from now on; no payload."""
     MARKER = 3
-    """Changes nothing: names ranges that every site hashes when its area is at this sequence. Payload: `encode_marker`."""
+    """Changes nothing: names ranges that every site hashes when its area is at this sequence. Payload:
+    `encode_marker`.
+    """
 
 
 WRITE = int(Kind.WRITE)
@@ -41,7 +44,8 @@ MARKER = int(Kind.MARKER)
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A write, a discard or a marker. `kind` is a plain int (one of `Kind`): cheaper where every microsecond counts.
+    """A write, a discard or a marker. `kind` is a plain int (one of `Kind`): cheaper where every microsecond
+    counts.
 
     `payload` is empty in what `EntryQueue.read_index` returns; `length` and `checksum` still describe it.
     """
@@ -74,14 +78,18 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         return len(self.payload) == self.payload_length and checksum_of(self.payload) == self.checksum
 
     def pack_header(self) -> bytes:
-        """The 40 bytes that describe the entry; the payload follows them wherever an entry is written whole."""
+        """The 40 bytes that describe the entry; the payload follows them wherever an entry is written
+        whole.
+        """
         return HEADER.pack(
             self.sequence, self.timestamp_ns, self.offset, self.length, self.kind, self.checksum
         )
 
     @classmethod
     def unpack(cls, header: bytes | memoryview, payload: bytes = b"") -> "Entry":
-        """The entry of a packed header. ValueError: the size is wrong or the kind unknown. Does not check the payload."""
+        """The entry of a packed header. ValueError: the size is wrong or the kind unknown. Does not check the
+        payload.
+        """
         if len(header) != HEADER_BYTES:
             raise ValueError(f"an entry header has {HEADER_BYTES} bytes, not {len(header)}")
         sequence, timestamp_ns, offset, length, kind, checksum = HEADER.unpack(header)
@@ -106,13 +114,17 @@ def discard_entry(sequence: int, timestamp_ns: int, offset: int, length: int) ->
 def marker_entry(
     sequence: int, timestamp_ns: int, ranges: Sequence[tuple[int, int]], leaf_bytes: int
 ) -> Entry:
-    """The entry of a marker: every site hashes `ranges`, (offset, length) in bytes, in leaves of `leaf_bytes`."""
+    """The entry of a marker: every site hashes `ranges`, (offset, length) in bytes, in leaves of
+    `leaf_bytes`.
+    """
     payload = encode_marker(ranges, leaf_bytes)
     return Entry(sequence, timestamp_ns, 0, len(payload), MARKER, checksum_of(payload), payload)
 
 
 def encode_marker(ranges: Sequence[tuple[int, int]], leaf_bytes: int) -> bytes:
-    """Payload of a marker: u32 leaf size, u32 count, then u64 offset and u64 length of each range; little-endian."""
+    """Payload of a marker: u32 leaf size, u32 count, then u64 offset and u64 length of each range;
+    little-endian.
+    """
     head = _MARKER_HEAD.pack(leaf_bytes, len(ranges))
     return head + b"".join(_MARKER_RANGE.pack(offset, length) for offset, length in ranges)
 

@@ -1,52 +1,90 @@
-"""The entry queue: every write of the stream that the far site does not hold yet (design section 5, P2-P4)."""
+"""The entry queue: every write of the stream that the far site does not hold yet (P2 to P4).
 
-from collections.abc import Sequence
+LMDB holds a small record an entry, segment files hold the payloads. Neither is synced at a commit: what is
+appended survives the death of the process, not of the host. See docs/queue.md.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self, TypeAlias
 from uuid import UUID
 
+import lmdb
+
+from jfs.errors import CorruptionError, DeviceError
+from vsap.condition import Condition
 from vsap.entry import Entry
+from vsap.index import (
+    DROP_REASONS,
+    FORMAT_VERSION,
+    KEY,
+    RECORD,
+    VOLUME,
+    VOLUME_MAGIC,
+    QueueCounts,
+    QueueState,
+    Record,
+    State,
+)
+from vsap.payload import SegmentFiles
+from vsap.records import IndexReader, place_payloads
+
+__all__ = ["EntryQueue", "QueueCounts", "QueueState"]
+
+Transaction: TypeAlias = "lmdb.Transaction[bytes]"
+
+RESERVED_AHEAD = 1 << 20
+"""Sequences recorded durably as possibly issued, at a time: one fsync a million entries."""
+SPARE_BYTES = 1 << 20
+"""Room kept in a file that is given up when the host's disk is full, so that LMDB can still commit the
+drop.
+"""
+TRIM_BATCH = 2048
+"""Entries one transaction of `trim` deletes: the appender waits for about a millisecond."""
+_REBUILD_FACTOR = 4
+_DAMAGED = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError, lmdb.PageNotFoundError)
 
 
-class QueueCounts(NamedTuple):
-    """What waits for the far site (sequence > far_durable_sequence). All zero when nothing waits."""
-
-    entries: int
-    bytes: int
-    """Payload bytes."""
-    oldest_sequence: int
-    newest_sequence: int
-    oldest_timestamp_ns: int
+class _Full(Exception):
+    """The host's disk (or LMDB's map) has no room."""
 
 
-class QueueState(NamedTuple):
-    """The positions of the queue at one instant, shared by the two processes."""
-
-    next_sequence: int
-    """Sequence of the next entry to be appended."""
-    eligible_sequence: int
-    """Entries up to here may be shipped (P1)."""
-    common_flush_sequence: int
-    """Entries up to here are on stable storage at A and C (P3)."""
-    far_epoch: int
-    far_durable_sequence: int
-    """The far site has everything up to here durable, as (far_epoch, far_durable_sequence)."""
-    dropped_through: int
-    """Entries up to here were dropped before the far site had them (0: never); a gap for the shipper."""
-    far_site: bool
-    """False: there is no far site, far_durable_sequence follows what is appended."""
-    trusted: bool
-    """False: the host crashed and entries were lost (P4), until `acknowledge_loss`."""
-    drop_reason: str
-    """Why entries were dropped last: "", "limit", "full", "crash" or "asked"."""
+def _full(error: OSError | lmdb.Error) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, lmdb.MapFullError) or error.code in (errno.ENOSPC, errno.EDQUOT)
 
 
 class EntryQueue:
-    """The queue of one volume at the writing site. One process appends; another may read, trim and record positions.
+    """The queue of one volume at the writing site. One process appends; another may read, trim and record
+    positions.
 
-    Methods never wait for the disk, but take LMDB's writer lock for a moment. They may be called from a worker
-    thread, appends from one thread only. A process opens a queue directory once at a time.
+    Methods never wait for the disk, but take LMDB's writer lock for a moment. They may be called from a
+    worker thread, appends from one thread only. A process opens a queue directory once at a time.
     """
+
+    def __init__(
+        self, directory: Path, volume: UUID, condition: Condition, limit_bytes: int, segment_bytes: int
+    ) -> None:
+        """Use `open`."""
+        self.directory = directory
+        self.volume = volume
+        self.limit_bytes = limit_bytes
+        self._segment_bytes = segment_bytes
+        self._condition = condition
+        self._segments = SegmentFiles(directory / "segments", volume)
+        self._environment = self._open_environment()
+        self._index = self._environment.open_db(b"index", integerkey=True)
+        self._meta = self._environment.open_db(b"meta")
+        self._reader = IndexReader(self._environment, self._index, self._segments)
+        self._next = 1
+        self._closed = False
+
+    # --- opening and closing
 
     @classmethod
     def open(
@@ -57,89 +95,446 @@ class EntryQueue:
         limit_bytes: int = 8 << 30,
         segment_bytes: int = 64 << 20,
         next_sequence: int = 1,
+        boot: UUID | None = None,
     ) -> Self:
         """Opens or creates the queue; `next_sequence` numbers the first entry of a new one.
 
         After a crash of the host (P4) everything in it is dropped, `state().trusted` is False until
-        `acknowledge_loss()`, and numbering goes on behind every sequence that can have been issued.
-        CorruptionError: another volume, another format. DeviceError: the host refuses.
+        `acknowledge_loss()`, and numbering goes on behind every sequence that can have been issued. `boot`
+        stands in for the host's boot id in tests. CorruptionError: another volume, another format.
+        DeviceError: the host refuses.
         """
-        raise NotImplementedError
+        condition = Condition.open(directory, volume, boot=boot)
+        try:
+            lost = "crash" if condition.lost else ""
+            if lost:
+                cls._clear(directory)
+            try:
+                queue = cls(directory, volume, condition, limit_bytes, segment_bytes)
+            except _DAMAGED as error:
+                if not condition.alone:
+                    raise CorruptionError(f"the index in {directory} is damaged: {error}") from error
+                lost = "damaged"
+                cls._clear(directory)
+                queue = cls(directory, volume, condition, limit_bytes, segment_bytes)
+            queue._begin(lost, max(next_sequence, condition.ceiling if lost else 1))
+        except (lmdb.Error, OSError) as error:
+            condition.abandon()
+            code = error.errno if isinstance(error, OSError) else errno.EIO
+            raise DeviceError(code or errno.EIO, f"cannot open the queue in {directory}: {error}") from error
+        except BaseException:
+            condition.abandon()
+            raise
+        return queue
+
+    @staticmethod
+    def _clear(directory: Path) -> None:
+        for name in ("index", "segments"):
+            shutil.rmtree(directory / name, ignore_errors=True)
+
+    def _open_environment(self) -> lmdb.Environment:
+        # The map is address space, not memory: room for an index of nothing but discards, twice.
+        return lmdb.open(
+            str(self.directory / "index"),
+            map_size=max(4 << 30, 2 * self.limit_bytes),
+            max_dbs=2,
+            max_readers=64,
+            sync=False,
+            metasync=False,
+            writemap=False,
+            readahead=False,
+            lock=True,
+        )
+
+    def _begin(self, lost: str, next_sequence: int) -> None:
+        """Reads or makes the state, and lets others in."""
+        with self._environment.begin(write=True) as txn:
+            stored = txn.get(b"volume", db=self._meta)
+            if stored is None:
+                self._create(txn, lost, next_sequence)
+            else:
+                magic, version, volume = VOLUME.unpack(stored)
+                if magic != VOLUME_MAGIC or volume != self.volume.bytes:
+                    raise CorruptionError(f"{self.directory} is not the queue of volume {self.volume}")
+                if version != FORMAT_VERSION:
+                    raise CorruptionError(
+                        f"{self.directory} has format {version}; this program knows {FORMAT_VERSION}"
+                    )
+            state = self._state(txn)
+        self._next = state.next_sequence
+        self._environment.reader_check()
+        alone = self._condition.alone
+        if alone:
+            self._condition.ceiling = max(self._condition.ceiling, self._next)
+        # What a process killed between a commit and its unlink left behind.
+        self._segments.remove(
+            number
+            for number in self._segments.numbers()
+            if number < state.first_segment or (alone and number > state.tail_segment)
+        )
+        self._condition.enter()
+        self._keep_spare()
+
+    def _create(self, txn: Transaction, lost: str, next_sequence: int) -> None:
+        state = State(next_sequence=next_sequence, oldest_sequence=next_sequence)
+        state.eligible_sequence = state.common_flush_sequence = next_sequence - 1
+        if lost:
+            state.untrusted = 1
+            state.dropped_through = next_sequence - 1
+            state.drop_reason = DROP_REASONS.index(lost)
+        txn.put(b"volume", VOLUME.pack(VOLUME_MAGIC, FORMAT_VERSION, self.volume.bytes), db=self._meta)
+        self._put_state(txn, state)
+
+    def close(self) -> None:
+        """Closes; the last process to close syncs everything and marks the queue clean. Harmless when
+        repeated.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._condition.last():
+                with self._refusals("close"):
+                    self._segments.sync()
+                    self._environment.sync(True)
+        except BaseException:
+            self._condition.abandon()
+            raise
+        else:
+            self._condition.leave()
+        finally:
+            self._segments.close()
+            self._environment.close()
+
+    def _keep_spare(self) -> None:
+        """Takes the room that `_make_room` gives up. Without it (disk full) the queue works, with less of a
+        margin.
+        """
+        path = self.directory / "spare"
+        try:
+            if path.exists() and path.stat().st_blocks * 512 >= SPARE_BYTES:
+                return
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, SPARE_BYTES)
+            finally:
+                os.close(fd)
+        except OSError:
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _refusals(self, deed: str) -> Iterator[None]:
+        """Turns what LMDB and the host raise into a DeviceError."""
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            raise self._refused(deed, error) from error
+
+    def _refused(self, deed: str, error: lmdb.Error | OSError) -> DeviceError:
+        if _full(error):
+            return DeviceError(
+                errno.ENOSPC, f"cannot {deed} the queue: {self.directory} has no room ({error})"
+            )
+        return DeviceError(errno.EIO, f"cannot {deed} the queue in {self.directory}: {error}")
+
+    # --- positions
+
+    def _state(self, txn: Transaction) -> State:
+        stored = txn.get(b"state", db=self._meta)
+        if stored is None:
+            raise CorruptionError(f"the queue in {self.directory} has no state")
+        return State.unpack(stored)
+
+    def _put_state(self, txn: Transaction, state: State) -> None:
+        txn.put(b"state", state.pack(), db=self._meta)
+
+    def _change(self, deed: str, change: Callable[[State], None]) -> State:
+        with self._refusals(deed), self._environment.begin(write=True) as txn:
+            state = self._state(txn)
+            change(state)
+            self._put_state(txn, state)
+        return state
 
     def state(self) -> QueueState:
         """All positions, read afresh (the other process may have moved them); some microseconds."""
-        raise NotImplementedError
+        with self._refusals("read"), self._environment.begin() as txn:
+            return self._state(txn).public()
 
     @property
     def next_sequence(self) -> int:
         """Sequence of the next entry, as the appending process knows it."""
-        raise NotImplementedError
+        return self._next
 
     @property
     def trusted(self) -> bool:
         """`state().trusted`."""
-        raise NotImplementedError
+        return self.state().trusted
+
+    def set_eligible(self, sequence: int) -> None:
+        """Records that entries up to `sequence` may be shipped; never moves back."""
+
+        def change(state: State) -> None:
+            state.eligible_sequence = max(state.eligible_sequence, sequence)
+
+        self._change("write to", change)
+
+    def set_common_flush(self, sequence: int) -> None:
+        """Records a flush common to A and C; never moves back."""
+
+        def change(state: State) -> None:
+            state.common_flush_sequence = max(state.common_flush_sequence, sequence)
+
+        self._change("write to", change)
+
+    def set_far_durable(self, epoch: int, sequence: int) -> None:
+        """Records what the far site holds durably; a lower epoch, or a lower sequence of the same, is
+        ignored.
+
+        Never beyond what was appended.
+        """
+
+        def change(state: State) -> None:
+            known = (state.far_epoch, state.far_durable_sequence)
+            told = (epoch, min(sequence, state.next_sequence - 1))
+            if state.far_site:
+                state.far_epoch, state.far_durable_sequence = max(known, told)
+
+        self._change("write to", change)
+
+    def set_far_site(self, exists: bool) -> None:
+        """Says whether there is a far site; without one `far_durable_sequence` follows the appends.
+
+        When there is one again nothing is known of it: its position is (0, 0) until `set_far_durable`.
+        """
+
+        def change(state: State) -> None:
+            if not exists:
+                state.far_durable_sequence = state.next_sequence - 1
+            elif not state.far_site:
+                state.far_epoch = state.far_durable_sequence = 0
+            state.far_site = int(exists)
+
+        self._change("write to", change)
+
+    def acknowledge_loss(self) -> None:
+        """The difference copies that replace what a crash lost are on record elsewhere: the queue is trusted
+        again.
+        """
+
+        def change(state: State) -> None:
+            state.untrusted = 0
+
+        self._change("write to", change)
+
+    # --- appending
 
     def append_batch(self, entries: Sequence[Entry], *, eligible_sequence: int | None = None) -> None:
         """Commits entries in one transaction; their sequences continue `next_sequence` (else ValueError).
 
-        When they outgrow `limit_bytes` of waiting data the queue is dropped up to the common flush instead, and says so in
-        `state().dropped_through`. DeviceError: the directory cannot take them even after that; nothing was appended.
+        When they outgrow `limit_bytes` the queue is dropped up to the common flush instead, and says so in
+        `state().dropped_through`. DeviceError: the directory cannot take them even after that; nothing was
+        appended.
         """
-        raise NotImplementedError
+        if not entries:
+            return
+        last = entries[-1].sequence
+        if last >= self._condition.ceiling:
+            self._condition.reserve(last + RESERVED_AHEAD)
+        try:
+            self._append(entries, eligible_sequence)
+        except _Full as full:
+            if not self._make_room():
+                raise self._refused("append to", OSError(errno.ENOSPC, str(full))) from full
+            try:
+                self._append(entries, eligible_sequence)
+            except _Full as again:
+                raise self._refused("append to", OSError(errno.ENOSPC, str(again))) from again
+            finally:
+                self._keep_spare()
+        self._next = last + 1
 
-    def read(self, from_sequence: int, limit_bytes: int = 2 << 20, limit_entries: int = 4096) -> list[Entry]:
-        """Entries from `from_sequence` on, with payload, verified; at least one if there is one, else as many as fit.
+    def _append(self, entries: Sequence[Entry], eligible_sequence: int | None) -> None:
+        removed: Iterable[int] = ()
+        try:
+            with self._environment.begin(write=True) as txn:
+                state = self._state(txn)
+                if state.next_sequence != entries[0].sequence:
+                    raise ValueError(
+                        f"entry {entries[0].sequence} cannot follow entry {state.next_sequence - 1}"
+                    )
+                # The payload is written inside the transaction: the other process may have moved the tail.
+                records = place_payloads(self._segments, self._segment_bytes, state, entries)
+                txn.cursor(self._index).putmulti(records, append=True)
+                if eligible_sequence is not None and eligible_sequence > state.eligible_sequence:
+                    state.eligible_sequence = eligible_sequence
+                if not state.far_site:
+                    state.far_durable_sequence = state.next_sequence - 1
+                if state.held_bytes > self.limit_bytes:
+                    removed = self._drop(txn, state, state.common_flush_sequence, "limit")
+                self._put_state(txn, state)
+        except (lmdb.Error, OSError) as error:
+            if _full(error):
+                raise _Full(str(error)) from error
+            raise self._refused("append to", error) from error
+        if removed:
+            self._segments.remove(removed)
 
-        The first has a higher sequence than asked for when those before it were trimmed or dropped (a gap). Not
-        bounded by `eligible_sequence`: the shipper does that. CorruptionError: a payload is not what was appended.
-        """
-        raise NotImplementedError
+    def _make_room(self) -> bool:
+        """Drops what may be dropped because the host's disk is full; whether that gave anything back."""
+        (self.directory / "spare").unlink(missing_ok=True)
+        held = self.state().oldest_sequence
+        self._drop_now("full")
+        return self.state().oldest_sequence > held
 
-    def read_index(self, from_sequence: int, limit_entries: int = 65536) -> list[Entry]:
-        """The same without payloads."""
-        raise NotImplementedError
-
-    def counts(self) -> QueueCounts:
-        """What waits for the far site; costs the same however much waits."""
-        raise NotImplementedError
-
-    def waiting(self, offset: int, length: int) -> bool:
-        """Whether an entry the far site lacks touches these bytes of the area. Scans the index (about 1 us an entry)."""
-        raise NotImplementedError
-
-    def set_eligible(self, sequence: int) -> None:
-        """Records that entries up to `sequence` may be shipped; never moves back."""
-        raise NotImplementedError
-
-    def set_common_flush(self, sequence: int) -> None:
-        """Records a flush common to A and C; never moves back."""
-        raise NotImplementedError
-
-    def set_far_durable(self, epoch: int, sequence: int) -> None:
-        """Records what the far site holds durably; a lower epoch, or a lower sequence of the same, is ignored."""
-        raise NotImplementedError
-
-    def set_far_site(self, exists: bool) -> None:
-        """Says whether there is a far site; without one `far_durable_sequence` follows the appends."""
-        raise NotImplementedError
+    # --- deleting
 
     def trim(self, *, limit_entries: int = 100_000) -> int:
         """Deletes entries that nobody needs any more (P3), in short transactions; returns how many."""
-        raise NotImplementedError
+        deleted = 0
+        while deleted < limit_entries:
+            some = self._trim_some(min(TRIM_BATCH, limit_entries - deleted))
+            if not some:
+                break
+            deleted += some
+        return deleted
+
+    def _trim_some(self, most: int) -> int:
+        with self._refusals("trim"):
+            with self._environment.begin() as txn:
+                state = self._state(txn)
+            if min(state.far_durable_sequence, state.common_flush_sequence) < state.oldest_sequence:
+                return 0
+            with self._environment.begin(write=True) as write:
+                state = self._state(write)
+                through = min(state.far_durable_sequence, state.common_flush_sequence)
+                oldest = state.oldest_sequence
+                removed = self._forget(write, state, min(through, oldest + most - 1))
+                self._put_state(write, state)
+            self._segments.remove(removed)
+        return state.oldest_sequence - oldest
 
     def drop(self, through: int) -> int:
-        """Gives up entries up to `through` that D may still lack, but never one that P3 needs. Returns `dropped_through`."""
-        raise NotImplementedError
+        """Gives up entries up to `through` that D may lack, but never one that P3 needs. Returns
+        `dropped_through`.
+        """
+        return self._drop_now("asked", through)
+
+    def _drop_now(self, reason: str, through: int | None = None) -> int:
+        with self._refusals("drop entries of"):
+            with self._environment.begin(write=True) as txn:
+                state = self._state(txn)
+                limit = state.common_flush_sequence
+                removed = self._drop(txn, state, limit if through is None else min(through, limit), reason)
+                self._put_state(txn, state)
+            self._segments.remove(removed)
+        return state.dropped_through
+
+    def _drop(self, txn: Transaction, state: State, through: int, reason: str) -> range:
+        through = min(through, state.next_sequence - 1)
+        if through >= state.oldest_sequence and through > state.far_durable_sequence:
+            state.dropped_through = max(state.dropped_through, through)
+            state.drop_reason = DROP_REASONS.index(reason)
+        return self._forget(txn, state, through)
+
+    def _forget(self, txn: Transaction, state: State, through: int) -> range:
+        """Deletes the records up to `through`; returns the segments to be removed once that is committed."""
+        gone = min(through, state.next_sequence - 1) - state.oldest_sequence + 1
+        if gone <= 0:
+            return range(0)
+        kept = state.next_sequence - state.oldest_sequence - gone
+        cursor = txn.cursor(self._index)
+        if gone > TRIM_BATCH and gone > _REBUILD_FACTOR * kept:
+            # Giving whole pages back costs a fraction of deleting record by record.
+            records = list(cursor.iternext()) if kept and cursor.set_range(KEY.pack(through + 1)) else []
+            txn.drop(self._index, delete=False)
+            cursor = txn.cursor(self._index)
+            cursor.putmulti(records, append=True)
+        else:
+            cursor.first()
+            for _ in range(gone):
+                cursor.delete()
+        state.oldest_sequence += gone
+        first = state.first_segment
+        if kept and cursor.first():
+            record = Record(*RECORD.unpack(cursor.value()))
+            state.oldest_stream_bytes, state.first_segment = record.stream_bytes, record.segment
+        else:
+            # Empty: the appender begins a new segment, so that this one can go too.
+            state.oldest_stream_bytes = state.stream_bytes
+            if state.tail_place:
+                state.tail_segment, state.tail_place = state.tail_segment + 1, 0
+            state.first_segment = state.tail_segment
+        return range(first, state.first_segment)
 
     def reset(self, next_sequence: int) -> None:
         """Empties the queue altogether and numbers on from `next_sequence`: a new epoch, or a new start."""
-        raise NotImplementedError
+        self._condition.reserve(max(self._condition.ceiling, next_sequence + RESERVED_AHEAD))
+        with self._refusals("reset"):
+            with self._environment.begin(write=True) as txn:
+                state = self._state(txn)
+                removed = self._forget(txn, state, state.next_sequence - 1)
+                state.next_sequence = state.oldest_sequence = next_sequence
+                state.eligible_sequence = state.common_flush_sequence = next_sequence - 1
+                state.dropped_through = next_sequence - 1
+                state.drop_reason = DROP_REASONS.index("asked")
+                state.far_durable_sequence = min(state.far_durable_sequence, next_sequence - 1)
+                if not state.far_site:
+                    state.far_durable_sequence = next_sequence - 1
+                self._put_state(txn, state)
+            self._segments.remove(removed)
+        self._next = next_sequence
 
-    def acknowledge_loss(self) -> None:
-        """The difference copies that replace what a crash lost are on record elsewhere: the queue is trusted again."""
-        raise NotImplementedError
+    # --- reading
 
-    def close(self) -> None:
-        """Closes; the last process to close syncs everything and marks the queue clean."""
-        raise NotImplementedError
+    def counts(self) -> QueueCounts:
+        """What waits for the far site; costs the same however much waits."""
+        with self._refusals("read"), self._environment.begin() as txn:
+            state = self._state(txn)
+            cursor = txn.cursor(self._index)
+            first = max(state.far_durable_sequence + 1, state.oldest_sequence)
+            if not cursor.set_range(KEY.pack(first)):
+                return QueueCounts(0, 0, 0, 0, 0)
+            record = Record(*RECORD.unpack(cursor.value()))
+        return QueueCounts(
+            state.next_sequence - first,
+            state.stream_bytes - record.stream_bytes,
+            first,
+            state.next_sequence - 1,
+            record.timestamp_ns,
+        )
+
+    def waiting(self, offset: int, length: int) -> bool:
+        """Whether an entry the far site lacks touches these bytes of the area. Scans the index: 0.4 us an
+        entry.
+        """
+        with self._refusals("read"):
+            return self._reader.touched(self.state().far_durable_sequence + 1, offset, length)
+
+    def read_index(self, from_sequence: int, limit_entries: int = 65536) -> list[Entry]:
+        """The same as `read` without payloads."""
+        with self._refusals("read"):
+            rows = self._reader.rows(from_sequence, 1 << 62, limit_entries)
+        return [record.entry(sequence) for sequence, record in rows]
+
+    def read(self, from_sequence: int, limit_bytes: int = 2 << 20, limit_entries: int = 4096) -> list[Entry]:
+        """Entries from `from_sequence` on, with payload, verified; one if there is one, more as far as they
+        fit.
+
+        The first has a higher sequence than asked for when those before it were trimmed or dropped (a gap).
+        Not bounded by `eligible_sequence`: the shipper does that. CorruptionError: a payload is not what was
+        appended.
+        """
+        while True:
+            with self._refusals("read"):
+                rows = self._reader.rows(from_sequence, limit_bytes, limit_entries)
+                if not rows:
+                    return []
+                try:
+                    return self._reader.with_payloads(rows)
+                except FileNotFoundError as error:
+                    # The other process dropped them after the index was read; the index says now what there
+                    # is.
+                    if self.state().oldest_sequence <= rows[0][0]:
+                        raise CorruptionError(
+                            f"the queue in {self.directory} has lost segment {rows[0][1].segment}: {error}"
+                        ) from error

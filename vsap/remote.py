@@ -1,4 +1,6 @@
-"""The port through which the virtual area hands its entries to the synchronous copy; replication provides it."""
+"""The port through which the virtual area hands its entries to the synchronous copy; replication provides
+it.
+"""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -11,8 +13,9 @@ class RemoteCopy(Protocol):
     """The synchronous copy at another site. All calls come from the one trio thread of the mount process."""
 
     on_received: Callable[[], None] | None
-    """Set by the virtual area. The copy calls it, from the trio thread, whenever `received_sequence` or `unprotected`
-    has changed: the entries that became eligible are announced from there. It never waits and never raises."""
+    """Set by the virtual area. The copy calls it, from the trio thread, whenever `received_sequence` or
+    `unprotected` has changed: the entries that became eligible are announced from there. It never waits and
+    never raises."""
 
     @property
     def received_sequence(self) -> int:
@@ -28,14 +31,16 @@ class RemoteCopy(Protocol):
     def unprotected(self) -> bool:
         """Writes are complete without the remote site (suspended, or `protect = false` and unreachable).
 
-        While it is true `wait_received` and `wait_durable` return at once, entries are eligible as soon as they are in
-        the area, and a flush of the area alone moves `common_flush_sequence`: the copy is then answerable for
-        everything after its `durable_sequence`, which it brings level from the written positions, not from the queue.
+        While it is true `wait_received` and `wait_durable` return at once, entries are eligible as soon as
+        they are in the area, and a flush of the area alone moves `common_flush_sequence`: the copy is then
+        answerable for everything after its `durable_sequence`, which it brings level from the written
+        positions, not from the queue.
         """
         ...
 
     def send(self, entry: Entry) -> None:
-        """Takes an entry, in order of sequence; never waits, never raises. Kept for resending until it is received.
+        """Takes an entry, in order of sequence; never waits, never raises. Kept for resending until it is
+        received.
 
         An entry the remote site may already have (after `VirtualArea.recover`) is handed over again and is
         applied again or left out, as the copy knows better.
@@ -43,17 +48,25 @@ class RemoteCopy(Protocol):
         ...
 
     def request_flush(self, sequence: int) -> None:
-        """Asks the remote site to make every entry up to `sequence` durable; never waits. All are sent before."""
+        """Asks the remote site to make every entry up to `sequence` durable; never waits. All are sent
+        before.
+        """
         ...
 
     async def wait_received(self, sequence: int) -> None:
-        """Returns when `received_sequence >= sequence`. DeviceError, naming the cause, when protection gives up."""
+        """Returns when `received_sequence >= sequence`. DeviceError, naming the cause, when protection gives
+        up.
+        """
         ...
 
     async def wait_durable(self, sequence: int) -> None:
-        """Returns when `durable_sequence >= sequence` (after `request_flush`). DeviceError as in `wait_received`."""
+        """Returns when `durable_sequence >= sequence` (after `request_flush`). DeviceError as in
+        `wait_received`.
+        """
         ...
 
     def refusal(self) -> DeviceError | None:
-        """Why a new write must be refused before it changes anything, or None. Called for every write: cheap."""
+        """Why a new write must be refused before it changes anything, or None. Called for every write:
+        cheap.
+        """
         ...

@@ -1,34 +1,90 @@
-"""The virtual storage area: entry into the queue, write to the area, hand to the synchronous copy, complete."""
+"""The virtual storage area: entry into the queue, write to the area, hand to the synchronous copy,
+complete.
+"""
 
+import time
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 import trio
 
+from jfs.device import Buffer, check_request
+from jfs.errors import DeviceError
 from vsap.area import FileArea
+from vsap.digest import digest_ranges
+from vsap.entry import (
+    DISCARD,
+    LONGEST,
+    WRITE,
+    Entry,
+    checksum_of,
+    discard_entry,
+    marker_entry,
+)
 from vsap.positions import WritePositions
 from vsap.queue import EntryQueue
 from vsap.remote import RemoteCopy
 
-Buffer = bytes | bytearray | memoryview
+PUSH_BYTES = 1 << 20
+"""More than this is pushed at once, not at the end of the tick."""
+RECORD_SECONDS = 0.05
+"""How long an eligible sequence waits for an append that records it along the way."""
+RETRY_SECONDS = 1.0
+"""Pause between attempts to push what the host refused."""
+_NOWHERE = (1 << 63, 0)
 
 
 class Recovery(NamedTuple):
     """What `VirtualArea.recover` found and did."""
 
     trusted: bool
-    """False: the host crashed and the queue was dropped (P4): A, C and D need difference copies from the log's list."""
+    """False: entries were lost with the host (P4): A, C and D need difference copies from the log's list."""
     first_sequence: int
     """First entry written again to A and sent again to C (0: none)."""
     last_sequence: int
     entries: int
 
 
-class VirtualArea:
-    """A block device (`jfs.device.BlockDevice`) whose writes are queued, written and replicated in the order of P2.
+class _Flush:
+    """A flush under way: what it covers, and how it ended."""
 
-    Works inside `async with`, which runs the task that pushes at the end of a tick, or with `run` in the caller's
-    nursery. All calls from the one trio thread. `queue`, `area` and `positions` are closed by whoever opened them.
+    __slots__ = ("done", "error", "target")
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.error: DeviceError | None = None
+        self.done = trio.Event()
+
+
+def apply_entries(area: FileArea, entries: Sequence[Entry]) -> None:
+    """Makes the writes and discards of `entries` in order, neighbours together. Markers change nothing."""
+    number, count = 0, len(entries)
+    while number < count:
+        entry = entries[number]
+        number += 1
+        if entry.kind == WRITE:
+            end = entry.offset + entry.length
+            buffers = [entry.payload]
+            while number < count and (after := entries[number]).offset == end and after.kind == WRITE:
+                buffers.append(after.payload)
+                end += after.length
+                number += 1
+            if len(buffers) == 1:
+                area.write(entry.offset, entry.payload)
+            else:
+                area.write_many(entry.offset, buffers)
+        elif entry.kind == DISCARD:
+            area.discard(entry.offset, entry.length)
+
+
+class VirtualArea:
+    """A block device (`jfs.device.BlockDevice`) whose writes are queued, written and replicated in P2's
+    order.
+
+    Works inside `async with`, which runs the task that pushes at the end of a tick, or with `run` in the
+    caller's nursery. All calls from the one trio thread. `queue`, `area` and `positions` are closed by
+    whoever opened them.
     """
 
     def __init__(
@@ -41,69 +97,385 @@ class VirtualArea:
         complete: Literal["durable", "received"] = "durable",
         on_eligible: Callable[[int], None] | None = None,
     ) -> None:
-        """`on_eligible(sequence)` is called when entries up to it may be shipped (tell the daemon); it must not wait."""
-        raise NotImplementedError
+        """`on_eligible(sequence)`: entries up to it may be shipped (tell the daemon); it must not wait."""
+        state = queue.state()
+        self.size_bytes = area.size_bytes
+        self._area = area
+        self._queue = queue
+        self._remote = remote
+        self._positions = positions
+        self._durable = complete == "durable"
+        self._on_eligible = on_eligible
+        self._issued = self._pushed = queue.next_sequence - 1
+        self._timestamp = 0
+        self._pending: list[Entry] = []
+        self._pending_bytes = 0
+        self._unwritten: list[Entry] = []
+        """In the queue, but the area has refused them: tried again with the next push."""
+        self._low, self._high = _NOWHERE
+        self._failure: DeviceError | None = None
+        self._eligible = self._recorded_eligible = state.eligible_sequence
+        self._area_flushed = self._common = state.common_flush_sequence
+        self._far = (state.far_epoch, state.far_durable_sequence)
+        self._far_site = state.far_site
+        self._flush: _Flush | None = None
+        self._wake = trio.Event()
+        self._progress = trio.Event()
+        self._manager = trio.open_nursery()
+        self._nursery: trio.Nursery | None = None
+        if remote is not None:
+            remote.on_received = self._on_progress
 
-    size_bytes: int
+    # --- life
 
-    async def recover(self) -> Recovery:
-        """Before the first write: repeats what came after the last common flush, at A and at C (P3)."""
-        raise NotImplementedError
+    async def __aenter__(self) -> Self:
+        self._nursery = await self._manager.__aenter__()
+        await self._nursery.start(self.run)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Pushes what is left and stops the task; does not flush. DeviceError: it could not be pushed."""
+        try:
+            self._push()
+            self._record()
+        finally:
+            if self._nursery is not None:
+                self._nursery.cancel_scope.cancel()
+            await self._manager.__aexit__(kind, error, traceback)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Pushes what was collected, at the end of every tick; until cancelled."""
-        raise NotImplementedError
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._record_progress)
+            task_status.started()
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                try:
+                    self._push()
+                except DeviceError:
+                    # Kept in _failure: writes are refused and waiters told; meanwhile the host may recover.
+                    await trio.sleep(RETRY_SECONDS)
+                    self._wake.set()
 
-    async def __aenter__(self) -> Self:
-        raise NotImplementedError
+    async def _record_progress(self) -> None:
+        while True:
+            await self._progress.wait()
+            await trio.sleep(RECORD_SECONDS)
+            self._progress = trio.Event()
+            try:
+                self._record()
+            except DeviceError:
+                # The positions recorded last stay; they only ever promise less.
+                self._progress.set()
+                await trio.sleep(RETRY_SECONDS)
 
-    async def __aexit__(self, *error: object) -> None:
-        """Pushes what is left and stops the task; does not flush."""
-        raise NotImplementedError
+    async def recover(self) -> Recovery:
+        """Before the first write: repeats what came after the last common flush, at A and at C (P3)."""
+        state = self._queue.state()
+        if not state.trusted:
+            return Recovery(False, 0, 0, 0)
+        first = sequence = state.common_flush_sequence + 1
+        while sequence < state.next_sequence:
+            entries = self._queue.read(sequence)
+            if not entries or entries[0].sequence != sequence:
+                # Nothing takes an entry out before the common flush, so somebody else has.
+                return Recovery(False, 0, 0, 0)
+            self._note_positions(entries)
+            apply_entries(self._area, entries)
+            self._send(entries)
+            sequence = entries[-1].sequence + 1
+            await trio.lowlevel.checkpoint()
+        self._on_progress()
+        return Recovery(
+            True, first if sequence > first else 0, sequence - 1 if sequence > first else 0, sequence - first
+        )
+
+    # --- reading and issuing
 
     def read(self, offset: int, length: int) -> bytes:
         """Reads, seeing every issued write. DeviceError outside the area or when the host fails."""
-        raise NotImplementedError
+        if offset < self._high and offset + length > self._low:
+            self._push()
+        return self._area.read(offset, length)
 
     def write(self, offset: int, data: Buffer) -> int:
-        """Issues a write and returns its sequence. DeviceError, before anything has changed, when it is refused."""
-        raise NotImplementedError
+        """Issues a write and returns its sequence. DeviceError, before anything has changed, when refused."""
+        length = len(data)
+        self._admit(offset, length)
+        if type(data) is not bytes:
+            data = bytes(data)  # the caller may change a mutable buffer before it is pushed
+        sequence = self._issued + 1
+        self._issue(Entry(sequence, self._now(), offset, length, WRITE, checksum_of(data), data))
+        return sequence
 
     def discard(self, offset: int, length: int) -> int:
         """Issues a discard and returns its (last) sequence; the range reads as zeros."""
-        raise NotImplementedError
+        self._admit(offset, length)
+        for start in range(offset, offset + length, LONGEST):
+            size = min(LONGEST, offset + length - start)
+            self._issue(discard_entry(self._issued + 1, self._now(), start, size))
+        return self._issued
+
+    def _admit(self, offset: int, length: int) -> None:
+        """Raises the DeviceError of a request that must not begin."""
+        check_request(self.size_bytes, offset, length)
+        if self._remote is not None:
+            refusal = self._remote.refusal()
+            if refusal is not None:
+                raise refusal
+        if self._failure is not None:
+            self._push()
+
+    def _now(self) -> int:
+        """Nanoseconds since 1970, never going back."""
+        now = time.time_ns()
+        if now > self._timestamp:
+            self._timestamp = now
+        return self._timestamp
+
+    def _issue(self, entry: Entry) -> None:
+        self._issued = entry.sequence
+        pending = self._pending
+        pending.append(entry)
+        if entry.offset < self._low:
+            self._low = entry.offset
+        end = entry.end
+        if end > self._high:
+            self._high = end
+        self._pending_bytes += len(entry.payload)
+        if self._pending_bytes >= PUSH_BYTES:
+            try:
+                self._push()
+            except DeviceError:
+                # The write is issued all the same; complete() and the next write() say why it cannot go on.
+                self._wake.set()
+        elif len(pending) == 1:
+            self._wake.set()
+
+    # --- the push (P2)
+
+    def _push(self) -> None:
+        """Queue commit, then area, then frames to C, for everything issued. DeviceError: some of it is kept
+        back.
+        """
+        if not self._pending and not self._unwritten:
+            return
+        try:
+            if self._pending:
+                self._queue.append_batch(self._pending, eligible_sequence=self._eligible)
+                self._recorded_eligible = self._eligible
+                self._unwritten = self._unwritten + self._pending if self._unwritten else self._pending
+                self._pending = []
+                self._pending_bytes = 0
+            self._note_positions(self._unwritten)
+            apply_entries(self._area, self._unwritten)
+        except DeviceError as error:
+            self._failure = error
+            raise
+        self._failure = None
+        entries, self._unwritten = self._unwritten, []
+        self._low, self._high = _NOWHERE
+        self._pushed = entries[-1].sequence
+        self._send(entries)
+        if self._remote is None or self._remote.unprotected:
+            self._on_progress()
+
+    def _note_positions(self, entries: Sequence[Entry]) -> None:
+        positions = self._positions
+        if positions is not None:
+            for entry in entries:
+                if entry.end > entry.offset:
+                    positions.append(entry.sequence, entry.offset, entry.length)
+            positions.write_out()
+
+    def _send(self, entries: Sequence[Entry]) -> None:
+        if self._remote is not None:
+            send = self._remote.send
+            for entry in entries:
+                send(entry)
+
+    # --- progress
+
+    def _on_progress(self) -> None:
+        """What C has (or that it is not waited for) has changed: more may be eligible, or commonly
+        flushed.
+        """
+        remote = self._remote
+        alone = remote is None or remote.unprotected
+        eligible = self._pushed if alone or remote is None else min(remote.received_sequence, self._pushed)
+        if eligible > self._eligible:
+            self._eligible = eligible
+            if self._on_eligible is not None:
+                self._on_eligible(eligible)
+        if eligible > self._recorded_eligible or self._common_flush() > self._common:
+            self._progress.set()
+
+    def _common_flush(self) -> int:
+        """Sequence up to which A and C both are on stable storage."""
+        remote = self._remote
+        if remote is None or remote.unprotected:
+            return self._area_flushed
+        return min(self._area_flushed, remote.durable_sequence)
+
+    def _record(self) -> None:
+        """Writes the positions of this process into the queue, where the daemon finds them."""
+        if self._eligible > self._recorded_eligible:
+            self._queue.set_eligible(self._eligible)
+            self._recorded_eligible = self._eligible
+        common = self._common_flush()
+        if common > self._common:
+            self._queue.set_common_flush(common)
+            self._common = common
+            if not self._far_site:
+                # Nobody ships, so nobody else trims.
+                self._queue.trim()
 
     async def complete(self, sequence: int) -> None:
-        """Every write up to `sequence` is queued, in A, and received by C. DeviceError when C does not answer."""
-        raise NotImplementedError
+        """Every write up to `sequence` is queued, in A, and received by C. DeviceError when C does not
+        answer.
+
+        Returns without a checkpoint when that is so already.
+        """
+        if sequence > self._pushed:
+            self._push()
+        remote = self._remote
+        if remote is not None and remote.received_sequence < sequence and not remote.unprotected:
+            await remote.wait_received(sequence)
 
     async def flush(self) -> None:
-        """Everything issued before is on stable storage at A and at C (or received by C). Flushes are shared."""
-        raise NotImplementedError
+        """Everything issued before is on stable storage at A and at C (or received by C). Flushes are
+        shared.
+        """
+        target = self._issued
+        while True:
+            flush = self._flush
+            if flush is None:
+                await self._lead_flush()
+                return
+            await flush.done.wait()
+            if flush.target >= target:
+                if flush.error is not None:
+                    raise flush.error
+                return
+
+    async def _lead_flush(self) -> None:
+        """Flushes for this caller and all who wait meanwhile for it; one is under way at a time."""
+        flush = self._flush = _Flush(self._issued)
+        cancelled = True
+        try:
+            try:
+                await self._flush_once()
+            except DeviceError as error:
+                flush.error = error
+                cancelled = False
+                raise
+            cancelled = False
+        finally:
+            if cancelled:
+                flush.target = -1  # who waits must lead one of its own
+            self._flush = None
+            flush.done.set()
+
+    async def _flush_once(self) -> None:
+        kept_back: DeviceError | None = None
+        try:
+            self._push()
+        except DeviceError as error:
+            # A full queue can only be dropped up to a common flush, so what is pushed is flushed all the
+            # same.
+            kept_back = error
+        await self._flush_both(self._pushed)
+        self._record()
+        if kept_back is not None:
+            self._push()
+            await self._flush_both(self._pushed)
+            self._record()
+
+    async def _flush_both(self, target: int) -> None:
+        """A and C at the same time. DeviceError of either."""
+        failure: DeviceError | None = None
+
+        async def flush_area() -> None:
+            nonlocal failure
+            try:
+                await trio.to_thread.run_sync(self._area.flush)
+            except DeviceError as error:
+                failure = error
+
+        remote = self._remote
+        if remote is None:
+            await flush_area()
+        else:
+            remote.request_flush(target)
+            refused: DeviceError | None = None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(flush_area)
+                try:
+                    wait = remote.wait_durable if self._durable else remote.wait_received
+                    await wait(target)
+                except DeviceError as error:
+                    refused = error
+            if refused is not None:
+                raise refused
+        if failure is not None:
+            raise failure
+        self._area_flushed = max(self._area_flushed, target)
+
+    # --- positions, search, marker
 
     @property
     def issued_sequence(self) -> int:
         """Sequence of the newest issued write."""
-        raise NotImplementedError
+        return self._issued
 
     @property
     def eligible_sequence(self) -> int:
         """Entries up to here may be shipped (P1)."""
-        raise NotImplementedError
+        return self._eligible
+
+    @property
+    def common_flush_sequence(self) -> int:
+        """A and C are on stable storage up to here."""
+        return self._common
 
     @property
     def far_durable_sequence(self) -> int:
-        """The far site has everything up to here, as far as this process was told."""
-        raise NotImplementedError
+        """The far site has everything up to here, as far as this process was told; everything if there is
+        none.
+        """
+        return self._far[1] if self._far_site else self._issued
 
     def note_far_durable(self, epoch: int, sequence: int) -> None:
         """The daemon says what D has durable; the daemon has recorded it in the queue itself."""
-        raise NotImplementedError
+        self._far = max(self._far, (epoch, sequence))
+
+    def note_far_site(self, exists: bool) -> None:
+        """The far site was added or taken away; the queue was told by `EntryQueue.set_far_site`."""
+        self._far_site = exists
 
     def waiting(self, offset: int, length: int) -> bool:
         """Whether an entry that touches these bytes waits for the far site (a search)."""
-        raise NotImplementedError
+        self._push()
+        return self._queue.waiting(offset, length)
 
     async def marker(self, ranges: Sequence[tuple[int, int]], leaf_bytes: int) -> tuple[int, list[bytes]]:
-        """Issues a MARKER entry; returns its sequence and `digest_ranges` of A as it is exactly at that sequence."""
-        raise NotImplementedError
+        """Issues a MARKER entry; returns its sequence and `digest_ranges` of A exactly as it is at that
+        sequence.
+
+        The digests are computed in one go, without a task switch: ask for some MiB at a time.
+        """
+        for offset, length in ranges:
+            check_request(self.size_bytes, offset, length)
+        self._admit(0, 0)
+        sequence = self._issued + 1
+        self._issue(marker_entry(sequence, self._now(), ranges, leaf_bytes))
+        self._push()
+        digests = digest_ranges(self._area, ranges, leaf_bytes)
+        await trio.lowlevel.checkpoint()
+        return sequence, digests

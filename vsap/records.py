@@ -1,0 +1,154 @@
+"""From entries to index records and payload places, and back."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+import lmdb
+
+from jfs.errors import CorruptionError
+from vsap.entry import DISCARD, MARKER, Entry, checksum_of
+from vsap.index import KEY, RECORD, Record, State
+from vsap.payload import HEADER_BYTES, SegmentFiles
+
+LARGEST_SPAN = 4 << 20
+"""Most bytes of neighbouring payloads that are read at once."""
+SCAN_BATCH = 1 << 15
+"""Index records one read transaction looks at: a long one would keep LMDB from using freed pages again."""
+
+
+def place_payloads(
+    segments: SegmentFiles, segment_bytes: int, state: State, entries: Sequence[Entry]
+) -> list[tuple[bytes, bytes]]:
+    """Writes the payloads behind the tail and moves it in `state`; returns the (key, value) pairs for the
+    index.
+
+    ValueError: the sequences do not continue the state's, or a payload has not the length its entry says.
+    OSError: the host refuses. In both cases `state` must be thrown away; what was written is overwritten by
+    the next append.
+    """
+    records = []
+    buffers: list[bytes] = []
+    segment, place, stream = state.tail_segment, state.tail_place, state.stream_bytes
+    start = place
+    sequence = state.next_sequence
+    pack_key, pack_record = KEY.pack, RECORD.pack
+    for entry in entries:
+        payload = entry.payload
+        size = len(payload)
+        if entry.sequence != sequence or size != entry.payload_length:
+            raise ValueError(
+                f"entry {entry.sequence} with {size} bytes cannot be appended as entry {sequence}"
+            )
+        if place == 0 or (place + size > segment_bytes and place > HEADER_BYTES):
+            if buffers:
+                segments.write(segment, start, buffers)
+                buffers = []
+            segment += place > 0
+            segments.create(segment)
+            start = place = HEADER_BYTES
+        record = pack_record(
+            entry.timestamp_ns,
+            entry.offset,
+            entry.length,
+            segment,
+            place,
+            entry.kind,
+            entry.checksum,
+            stream,
+        )
+        records.append((pack_key(sequence), record))
+        if size:
+            buffers.append(payload)
+            place += size
+            stream += size
+        sequence += 1
+    if buffers:
+        segments.write(segment, start, buffers)
+    state.tail_segment, state.tail_place, state.stream_bytes = segment, place, stream
+    state.next_sequence = sequence
+    return records
+
+
+class IndexReader:
+    """Reads the index and the payloads it points to. In any thread."""
+
+    def __init__(
+        self, environment: lmdb.Environment, index: "lmdb._Database", segments: SegmentFiles
+    ) -> None:
+        """Of an open environment."""
+        self._environment = environment
+        self._index = index
+        self._segments = segments
+
+    def rows(self, from_sequence: int, limit_bytes: int, limit_entries: int) -> list[tuple[int, Record]]:
+        """(sequence, record) from `from_sequence` on: the first in any case, more while the payloads fit."""
+        found: list[tuple[int, Record]] = []
+        with self._environment.begin() as txn:
+            cursor = txn.cursor(self._index)
+            if not cursor.set_range(KEY.pack(from_sequence)):
+                return found
+            room = limit_bytes
+            for key, value in islice(cursor.iternext(), limit_entries):
+                record = Record(*RECORD.unpack(value))
+                room -= 0 if record.kind == DISCARD else record.length
+                if room < 0 and found:
+                    break
+                found.append((KEY.unpack(key)[0], record))
+        return found
+
+    def touched(self, from_sequence: int, offset: int, length: int) -> bool:
+        """Whether a write or discard from `from_sequence` on touches these bytes of the area."""
+        end = offset + length
+        first = from_sequence
+        while True:
+            with self._environment.begin() as txn:
+                cursor = txn.cursor(self._index)
+                if not cursor.set_range(KEY.pack(first)):
+                    return False
+                first = KEY.unpack(cursor.key())[0]
+                values = list(islice(cursor.iternext(keys=False), SCAN_BATCH))
+            for _, start, size, _, _, kind, _, _ in RECORD.iter_unpack(b"".join(values)):
+                if start < end and start + size > offset and kind != MARKER:
+                    return True
+            first += len(values)
+
+    def with_payloads(self, rows: Sequence[tuple[int, Record]]) -> list[Entry]:
+        """The entries of consecutive rows, verified. CorruptionError; FileNotFoundError: a segment is
+        gone.
+        """
+        self._segments.release(rows[0][1].segment)
+        entries: list[Entry] = []
+        number = 0
+        while number < len(rows):
+            count, segment, start, size = self._span(rows, number)
+            data = self._segments.read(segment, start, size) if size else b""
+            if len(data) != size:
+                raise CorruptionError(f"segment {segment} ends before entry {rows[number][0]}")
+            for sequence, record in rows[number : number + count]:
+                if record.kind == DISCARD:
+                    payload = b""
+                else:
+                    payload = data[record.place - start : record.place - start + record.length]
+                if checksum_of(payload) != record.checksum:
+                    raise CorruptionError(
+                        f"entry {sequence} in segment {segment} at {record.place} is not what was appended"
+                    )
+                entries.append(record.entry(sequence, payload))
+            number += count
+        return entries
+
+    @staticmethod
+    def _span(rows: Sequence[tuple[int, Record]], first: int) -> tuple[int, int, int, int]:
+        """How many rows from `first` lie one behind the other, their segment, place and bytes."""
+        segment, start = rows[first][1].segment, rows[first][1].place
+        end = start
+        count = 0
+        for _, record in islice(rows, first, None):
+            size = 0 if record.kind == DISCARD else record.length
+            if record.segment != segment or (count and end + size - start > LARGEST_SPAN):
+                break
+            if size and record.place != end:
+                break
+            end += size
+            count += 1
+        return count, segment, start, end - start
