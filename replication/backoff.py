@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt: doubling, bounded, with jitter. Pure: the seed decides everything."""
+"""How long to wait before the next attempt: doubling, bounded, with jitter. Pure, decided by the seed."""
 
 import random
 from typing import Final

@@ -57,11 +57,11 @@ MAX_DIGESTS: Final = (MAX_BODY_BYTES - _LARGEST_PREFIX) // DIGEST_BYTES
 COPY_ZEROS: Final = 1
 """Flag of COPY: the range is zeros, no data follows."""
 COPY_LAST: Final = 2
-"""Flag of COPY, length 0: the receiver has everything now; it flushes, notes that it is in step, and says so."""
+"""Flag of COPY, length 0: the receiver has everything; it flushes, notes that it is in step, says so."""
 COPY_BEGIN: Final = 4
-"""Flag of COPY, length 0: a copy begins. Until COPY_LAST the receiver's area is no state of the stream."""
+"""Flag of COPY, length 0: a copy begins. Until COPY_LAST the area is no state of the stream."""
 RECEIVED_IN_STEP: Final = 1
-"""Flag of RECEIVED: the answer to COPY_LAST; everything up to the sequence is durable and noted as in step."""
+"""Flag of RECEIVED: the answer to COPY_LAST; everything up to the sequence is durable, noted as in step."""
 FLUSH_CLEAN: Final = 1
 """Flag of FLUSH and of its FLUSHED: a good-bye, nothing follows."""
 FLUSH_SUSPEND: Final = 2

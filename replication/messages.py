@@ -69,6 +69,8 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     position_epoch: int = 0
     position_sequence: int = 0
     """Position of the site's copy, (epoch, sequence)."""
+    copy_sequence: int = 0
+    """Not 0: a copy is not complete; the stream that came with it is here up to this sequence."""
     has_volume: bool = True
     """False: the area is new and empty, it needs an initial copy."""
 

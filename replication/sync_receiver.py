@@ -1,0 +1,491 @@
+"""The synchronous secondary (site C): applies the writer's stream to its area, in order, and acknowledges.
+
+One writer connection at a time; a newer one replaces the older. All of a burst is applied before one RECEIVED
+answers it. A FLUSH is done in a thread while further frames are applied.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+from uuid import UUID
+
+import trio
+
+from jfs.errors import DeviceError
+from replication.bodies import (
+    COPY_BEGIN,
+    COPY_LAST,
+    DIGEST_BYTES,
+    FLUSH_CLEAN,
+    FLUSH_SUSPEND,
+    Differ,
+    MarkerDigests,
+    decode_copy,
+    decode_data,
+    decode_discard,
+    decode_far_position,
+    decode_hashes,
+    decode_marker,
+    encode_differ,
+    encode_marker_digests,
+    encode_received,
+)
+from replication.channel import Channel
+from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
+from replication.frames import PROTOCOL_VERSION, Frame, FrameType, encode
+from replication.handshake import refuse
+from replication.messages import Hello, RefusalCode, Refused, Welcome, encode_json
+from replication.received_record import Facts, ReceivedRecord
+from replication.roles import Roles
+from vsap.digest import digest_ranges
+
+__all__ = ["SyncReceiver"]
+
+_PRUNE_EVERY: Final = 4096
+"""Sequences between two prunings of the write positions: pruning only saves room."""
+_DIGESTS_A_FRAME: Final = 65536
+_ENTRIES: Final = frozenset({FrameType.WRITE, FrameType.DISCARD, FrameType.MARKER})
+_Buffer = bytes | bytearray | memoryview
+
+
+class _Area(Protocol):
+    @property
+    def size_bytes(self) -> int: ...
+    def read(self, offset: int, length: int) -> bytes: ...
+    def write(self, offset: int, data: _Buffer) -> None: ...
+    def discard(self, offset: int, length: int) -> None: ...
+    def flush(self) -> None: ...
+
+
+class _Positions(Protocol):
+    def append(self, sequence: int, offset: int, length: int) -> None: ...
+    def write_out(self) -> None: ...
+    def flush(self) -> None: ...
+    def prune(self, sequence: int) -> None: ...
+
+
+class SyncReceiver:
+    """Receives for one area. The area, the record and the positions belong to whoever opened them."""
+
+    def __init__(
+        self,
+        area: _Area,
+        record: ReceivedRecord,
+        *,
+        volume: UUID,
+        site: str,
+        positions: _Positions | None = None,
+        on_facts: Callable[[Facts], None] | None = None,
+        on_far_position: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """`on_facts` is called in a worker thread, after the facts are durable and before the writer hears of it.
+
+        `on_far_position(epoch, sequence)` is called in the trio thread.
+        """
+        self.area = area
+        self.record = record
+        self.volume = volume
+        self.site = site
+        self.positions = positions
+        self.on_facts = on_facts
+        self.on_far_position = on_far_position
+        self._fence: tuple[str, Roles] | None = None
+        self._session: _Session | None = None
+        self._pruned = 0
+
+    @property
+    def received_sequence(self) -> int:
+        """The stream up to here is in the area."""
+        return self.record.received_sequence
+
+    @property
+    def durable_sequence(self) -> int:
+        """The stream up to here is on stable storage."""
+        return self.record.facts.durable_sequence
+
+    @property
+    def far_position(self) -> tuple[int, int]:
+        """(epoch, sequence) that the async site has durable, as the writer last said; (0, 0): unknown."""
+        return self.record.facts.far_epoch, self.record.far_sequence
+
+    @property
+    def connected(self) -> bool:
+        """Whether a writer is connected."""
+        return self._session is not None
+
+    async def fence(self, sentence: str, roles: Roles) -> None:
+        """Refuse every writer from now on, also the connected one, in these words: this site has new roles.
+
+        Nothing is applied from the call on. Returns when a flush that is under way is over as well: after
+        that the record does not change any more.
+        """
+        self._fence = (sentence, roles)
+        session = self._session
+        if session is not None:
+            session.stop(sentence, RefusalCode.SUPERSEDED, roles)
+            await session.finished.wait()
+
+    def unfence(self) -> None:
+        """Receive again: the roles say that this site is the synchronous secondary."""
+        self._fence = None
+
+    async def serve(self, channel: Channel, hello: Hello, roles: Roles) -> None:
+        """Carry on the conversation that `hello` began, until it ends; `roles` are this site's.
+
+        Who may write was decided by the caller (roles.may_connect). Refuses another volume, size or a fenced
+        writer. Raises PeerUnreachable, PeerRefused or RemoteProtocolError when the conversation ends.
+        """
+        while (old := self._session) is not None:
+            old.channel.close("a newer connection of the writer replaced this one")
+            await old.finished.wait()
+        refusal = self._objection(hello, roles)
+        if refusal is not None:
+            await refuse(channel, *refusal)
+            return
+        session = self._session = _Session(self, channel, hello, roles)
+        try:
+            await session.run()
+        finally:
+            self._session = None
+            session.finished.set()
+
+    def _objection(self, hello: Hello, roles: Roles) -> tuple[str, RefusalCode, Roles] | None:
+        if self._fence is not None:
+            return self._fence[0], RefusalCode.SUPERSEDED, self._fence[1]
+        if hello.volume != str(self.volume):
+            sentence = f"site {self.site} holds volume {self.volume}, not {hello.volume}"
+            return sentence, RefusalCode.WRONG_VOLUME, roles
+        if hello.size_bytes != self.area.size_bytes:
+            sentence = (
+                f"the area of site {self.site} has {self.area.size_bytes} bytes and that of "
+                f"site {hello.site} {hello.size_bytes}; both must have the size of the volume"
+            )
+            return sentence, RefusalCode.WRONG_SIZE, roles
+        if hello.roles is None or hello.roles.epoch != roles.epoch:
+            theirs = "no epoch" if hello.roles is None else f"epoch {hello.roles.epoch}"
+            sentence = f"site {self.site} is in epoch {roles.epoch} and site {hello.site} in {theirs}"
+            return sentence, RefusalCode.SUPERSEDED, roles
+        return None
+
+    def welcome(self, roles: Roles) -> Welcome:
+        """What this site holds, for its WELCOME."""
+        facts = self.record.facts
+        received = self.record.received_sequence
+        return Welcome(
+            version=PROTOCOL_VERSION,
+            site=self.site,
+            roles=roles,
+            incarnation=str(self.record.incarnation),
+            received_sequence=facts.durable_sequence if facts.copying else received,
+            durable_sequence=facts.durable_sequence,
+            position_epoch=facts.epoch,
+            position_sequence=facts.durable_sequence if facts.copying else received,
+            copy_sequence=self.record.copy_sequence if facts.copying else 0,
+            has_volume=facts.has_volume,
+        )
+
+    def prune(self, sequence: int) -> None:
+        """Forget positions that the async site has; now and then is enough."""
+        if self.positions is not None and sequence - self._pruned >= _PRUNE_EVERY:
+            self._pruned = sequence
+            self.positions.prune(sequence)
+
+
+class _Session:
+    """One connection of the writer."""
+
+    def __init__(self, receiver: SyncReceiver, channel: Channel, hello: Hello, roles: Roles) -> None:
+        self.channel = channel
+        self.finished = trio.Event()
+        self._receiver = receiver
+        self._area = receiver.area
+        self._record = receiver.record
+        self._positions = receiver.positions
+        self._hello = hello
+        self._roles = roles
+        self._volume = receiver.volume.bytes
+        self._epoch = roles.epoch
+        self._copied = 0
+        self._unanswered = False
+        self._flush_wanted = trio.Event()
+        self._flush_flags = 0
+        self._last_seen = False
+        self._entered = False
+        self._facts_lock = trio.Lock()
+        self._handlers: dict[FrameType, Callable[[Frame], Awaitable[None] | None]] = {
+            FrameType.WRITE: self._write,
+            FrameType.DISCARD: self._discard,
+            FrameType.MARKER: self._marker,
+            FrameType.COPY: self._copy,
+            FrameType.HASHES: self._hashes,
+            FrameType.FLUSH: self._flush,
+            FrameType.FAR_POSITION: self._far_position,
+        }
+
+    # --- life -------------------------------------------------------------------------------------------
+
+    def stop(self, sentence: str, code: RefusalCode, roles: Roles) -> None:
+        """Refuse the writer in mid-conversation; nothing that is still on its way will be applied."""
+        try:
+            self.channel.send_nowait(_refused(sentence, code, roles))
+        except (PeerUnreachable, PeerRefused, RemoteProtocolError):
+            return
+        finally:
+            self.channel.close(sentence)
+
+    async def run(self) -> None:
+        """WELCOME, then the stream, until the connection ends."""
+        await self._note_hello()
+        self.channel.send_nowait(encode_json(self._receiver.welcome(self._roles), self._volume, self._epoch))
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._flusher)
+            try:
+                while True:
+                    await self._burst(await self.channel.receive())
+            except (PeerUnreachable, PeerRefused, RemoteProtocolError) as error:
+                failure = error
+            except DeviceError as error:
+                failure = error
+                self.stop(
+                    f"the area of site {self._receiver.site} fails: {error.sentence}",
+                    RefusalCode.FAULT,
+                    self._roles,
+                )
+            except _Gap as error:
+                failure = RemoteProtocolError(str(error))
+                self.stop(str(error), RefusalCode.GAP, self._roles)
+            finally:
+                self.channel.close("the conversation ended")
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure if not isinstance(failure, DeviceError) else PeerUnreachable(failure.sentence)
+
+    async def _burst(self, frames: Sequence[Frame]) -> None:
+        volume, epoch = self._volume, self._epoch
+        for frame in frames:
+            if self.channel.failure is not None:
+                return  # fenced, or replaced, while a frame of this burst was waited for
+            if frame.volume != volume or frame.epoch != epoch:
+                raise RemoteProtocolError(
+                    f"a {frame.type.name} frame of epoch {frame.epoch} or of another volume arrived"
+                )
+            handler = self._handlers.get(frame.type)
+            if handler is None:
+                raise RemoteProtocolError(f"a {frame.type.name} frame has no place in the synchronous stream")
+            if not self._entered and frame.type in _ENTRIES:
+                await self._enter()
+            waiting = handler(frame)
+            if waiting is not None:
+                await waiting
+        if self._unanswered:
+            self._answer()
+
+    def _answer(self) -> None:
+        self._unanswered = False
+        self.channel.send_nowait(encode_received(self._volume, self._epoch, self._stream, self._copied))
+
+    # --- the stream -------------------------------------------------------------------------------------
+
+    @property
+    def _stream(self) -> int:
+        record = self._record
+        return record.copy_sequence if record.facts.copying else record.received_sequence
+
+    def _advance(self, sequence: int) -> None:
+        if self._record.facts.copying:
+            self._record.copy_sequence = sequence
+        else:
+            self._record.received_sequence = sequence
+        self._unanswered = True
+
+    def _expect(self, sequence: int) -> None:
+        """The one check of continuity: every entry follows the one before it."""
+        if sequence != self._stream + 1:
+            raise _Gap(
+                f"site {self._receiver.site} has the stream up to {self._stream} and was sent {sequence}"
+            )
+
+    async def _enter(self) -> None:
+        """Before the first entry of a connection: from here on the area holds the stream of this epoch."""
+        self._entered = True
+        facts = self._record.facts
+        if not facts.copying:
+            await self._save(epoch=self._epoch, has_volume=True)
+
+    def _note(self, sequence: int, offset: int, length: int) -> None:
+        if offset + length > self._area.size_bytes:
+            raise RemoteProtocolError(
+                f"a write of {length} bytes at {offset}, beyond the area's {self._area.size_bytes} bytes"
+            )
+        if self._positions is not None:
+            # Before the write it names, so that no written block is ever unknown.
+            self._positions.append(sequence, offset, length)
+            self._positions.write_out()
+
+    def _write(self, frame: Frame) -> None:
+        offset, _, data = decode_data(frame)
+        self._expect(frame.sequence)
+        self._note(frame.sequence, offset, len(data))
+        self._area.write(offset, data)
+        self._advance(frame.sequence)
+
+    def _discard(self, frame: Frame) -> None:
+        offset, _, length = decode_discard(frame)
+        self._expect(frame.sequence)
+        self._note(frame.sequence, offset, length)
+        self._area.discard(offset, length)
+        self._advance(frame.sequence)
+
+    async def _marker(self, frame: Frame) -> None:
+        marker = decode_marker(frame)
+        self._expect(frame.sequence)
+        if any(offset + length > self._area.size_bytes for offset, length in marker.ranges):
+            raise RemoteProtocolError("a MARKER frame for a range beyond the area")
+        # The stream stands still meanwhile: the digests are of exactly this place in it.
+        digests = await trio.to_thread.run_sync(digest_ranges, self._area, marker.ranges, marker.leaf_bytes)
+        self._advance(frame.sequence)
+        for first in range(0, max(len(digests), 1), _DIGESTS_A_FRAME):
+            part = tuple(digests[first : first + _DIGESTS_A_FRAME])
+            answer = MarkerDigests(marker.leaf_bytes, first, len(digests), part)
+            await self.channel.send(encode_marker_digests(self._volume, self._epoch, frame.sequence, answer))
+
+    async def _far_position(self, frame: Frame) -> None:
+        far = decode_far_position(frame)
+        facts = self._record.facts
+        if far.epoch > self._epoch or (far.epoch, far.sequence) < self._receiver.far_position:
+            return
+        if far.epoch != facts.far_epoch:
+            self._record.far_sequence = 0
+            await self._save(far_epoch=far.epoch)
+        self._record.far_sequence = far.sequence
+        if far.epoch == self._epoch:
+            self._receiver.prune(far.sequence)
+        if self._receiver.on_far_position is not None:
+            self._receiver.on_far_position(far.epoch, far.sequence)
+
+    # --- copies -----------------------------------------------------------------------------------------
+
+    async def _copy(self, frame: Frame) -> None:
+        copy = decode_copy(frame)
+        if copy.flags & COPY_BEGIN:
+            # durable_sequence, where the copy began from, stays until it is complete, however often it is cut.
+            self._record.copy_sequence = frame.sequence
+            await self._save(has_volume=True, copying=True, in_step=False, clean=False)
+            self._unanswered = True
+        elif copy.flags & COPY_LAST:
+            if frame.sequence != self._stream:
+                raise _Gap(f"the copy ended at {frame.sequence}, the stream is at {self._stream}")
+            self._last_seen = True
+            self._flush_wanted.set()
+        else:
+            if not self._record.facts.copying:
+                raise RemoteProtocolError("a COPY frame arrived and no copy has begun")
+            self._note(max(frame.sequence, 1), copy.offset, copy.length)
+            if copy.data is None:
+                self._area.discard(copy.offset, copy.length)
+            else:
+                self._area.write(copy.offset, copy.data)
+            self._copied += 1
+            self._unanswered = True
+
+    async def _hashes(self, frame: Frame) -> None:
+        question = decode_hashes(frame)
+        if question.offset + question.length > self._area.size_bytes:
+            raise RemoteProtocolError("a HASHES frame for a range beyond the area")
+        if len(question.digests) * DIGEST_BYTES > question.length:
+            raise RemoteProtocolError("a HASHES frame with more digests than data")
+        whole = [(question.offset, question.length)]
+        own = await trio.to_thread.run_sync(digest_ranges, self._area, whole, question.leaf_bytes)
+        end = question.offset + question.length
+        differing: list[tuple[int, int]] = []
+        for index, (mine, theirs) in enumerate(zip(own, question.digests, strict=True)):
+            if mine == theirs:
+                continue
+            start = question.offset + index * question.leaf_bytes
+            length = min(question.leaf_bytes, end - start)
+            if differing and sum(differing[-1]) == start:
+                differing[-1] = (differing[-1][0], differing[-1][1] + length)
+            else:
+                differing.append((start, length))
+        answer = Differ(tuple(differing))
+        await self.channel.send(encode_differ(self._volume, self._epoch, frame.sequence, answer))
+
+    # --- flushing ---------------------------------------------------------------------------------------
+
+    def _flush(self, frame: Frame) -> None:
+        self._flush_flags |= frame.flags
+        self._flush_wanted.set()
+
+    async def _flusher(self) -> None:
+        """Flush whenever asked; whatever is asked for meanwhile shares the next flush."""
+        try:
+            while True:
+                await self._flush_wanted.wait()
+                self._flush_wanted = trio.Event()
+                target, flags, last = self._stream, self._flush_flags, self._last_seen
+                self._flush_flags, self._last_seen = 0, False
+                await self._make_durable(target, flags, last)
+                if self._unanswered:
+                    self._answer()  # FLUSHED never overtakes the RECEIVED of what it covers
+                if last:
+                    self.channel.send_nowait(
+                        encode_received(self._volume, self._epoch, target, self._copied, in_step=True)
+                    )
+                self.channel.send_nowait(
+                    encode(FrameType.FLUSHED, self._volume, self._epoch, target, flags=flags)
+                )
+        except (PeerUnreachable, PeerRefused, RemoteProtocolError):
+            return  # the receiving task hears the same
+        except DeviceError as error:
+            sentence = f"the area of site {self._receiver.site} cannot be flushed: {error.sentence}"
+            self.stop(sentence, RefusalCode.FAULT, self._roles)
+
+    async def _make_durable(self, target: int, flags: int, last: bool) -> None:
+        await trio.to_thread.run_sync(self._area.flush)
+        if self._positions is not None and last:
+            await trio.to_thread.run_sync(self._positions.flush)
+        if self.channel.failure is not None:
+            raise PeerUnreachable("the conversation ended")  # fenced meanwhile: nothing is noted any more
+        changes: dict[str, bool | int] = {}
+        if last:
+            changes.update(epoch=self._epoch, copying=False, in_step=True, has_volume=True)
+        if last or not self._record.facts.copying:
+            changes.update(durable_sequence=target)
+        if flags & FLUSH_SUSPEND:
+            changes.update(in_step=False)
+        if flags & FLUSH_CLEAN:
+            changes.update(clean=True)
+        await self._save(**changes)
+
+    async def _note_hello(self) -> None:
+        """A writer is here: what the last one said about being in step holds only on the same terms."""
+        facts = self._record.facts
+        same = facts.epoch == self._epoch and (facts.protect or not self._hello.protect)
+        await self._save(in_step=facts.in_step and same, protect=self._hello.protect, clean=False)
+
+    async def _save(self, **changes: bool | int) -> None:
+        async with self._facts_lock:
+            before = self._record.facts
+            facts = before._replace(**changes)
+            if facts == before:
+                return
+            await trio.to_thread.run_sync(self._record.store, facts)
+            if before.copying and not facts.copying:
+                # In one step with the facts: what came while they were written was counted there.
+                self._record.received_sequence = self._record.copy_sequence
+            self._record.facts = facts
+            on_facts = self._receiver.on_facts
+            if on_facts is not None and _promise(facts) != _promise(before):
+                await trio.to_thread.run_sync(on_facts, facts)
+
+
+def _promise(facts: Facts) -> tuple[int, bool, bool, bool]:
+    return facts.epoch, facts.in_step, facts.protect, facts.clean
+
+
+class _Gap(Exception):
+    """An entry is missing in the stream."""
+
+
+def _refused(sentence: str, code: RefusalCode, roles: Roles) -> list[_Buffer]:
+    return encode_json(Refused(sentence=sentence, code=code, roles=roles), epoch=roles.epoch)
