@@ -26,8 +26,10 @@ from vsap.payload import write_all
 
 MAGIC = b"trisiteW"
 VERSION = 1
-HEADER = struct.Struct("<8sII16sQQQ")
-"""magic, version, number of maps, volume, area bytes, covered_from, checksum of the bytes before."""
+HEADER = struct.Struct("<8sHHI16sQQQ")
+"""magic, version, untrusted (0 or 1), number of maps, volume, area bytes, covered_from, checksum of the bytes
+before.
+"""
 MAP = struct.Struct("<QQQ")
 """newest sequence folded into it, bytes of the bits that follow, checksum of the two and the bits."""
 RECORD = struct.Struct("<QQQ")
@@ -157,7 +159,7 @@ class WritePositions:
     def _load_maps(self, data: bytes, lost: bool) -> bool:
         """Reads header and maps; False: a crash of the host has destroyed them."""
         try:
-            magic, version, count, volume, size_bytes, covered, checksum = HEADER.unpack_from(data)
+            magic, version, untrusted, count, volume, size_bytes, covered, checksum = HEADER.unpack_from(data)
             if checksum != xxhash.xxh3_64_intdigest(data[: HEADER.size - 8]) or magic != MAGIC:
                 raise ValueError("its header is damaged")
             if version != VERSION or volume != self._volume.bytes or size_bytes != self._size_bytes:
@@ -179,6 +181,7 @@ class WritePositions:
                 return False
             raise CorruptionError(f"{self._path} cannot be read: {error}") from error
         self._covered_from = covered
+        self._trusted = not untrusted
         self._newest = self._complete_through = max([covered, *(one.through for one in self._maps)])
         self._end = place
         return True
@@ -223,6 +226,7 @@ class WritePositions:
         body = HEADER.pack(
             MAGIC,
             VERSION,
+            not self._trusted,
             len(self._maps),
             self._volume.bytes,
             self._size_bytes,
@@ -277,7 +281,7 @@ class WritePositions:
     def trusted(self) -> bool:
         """False: not closed cleanly before the host crashed; writes after `complete_through` may be missing.
 
-        `acknowledge_resend` or `reset` make it trusted again.
+        It stays so until `acknowledge_resend` or `reset`.
         """
         return self._trusted
 
@@ -288,10 +292,12 @@ class WritePositions:
         """
         if from_sequence > self._complete_through and not self._trusted:
             raise ValueError(
-                f"writes {self._complete_through + 1} to {from_sequence} are not on record, a resend after
-                them leaves a gap"
+                f"writes {self._complete_through + 1} to {from_sequence} are not on record; "
+                "a resend after them leaves a gap"
             )
-        self._trusted = True
+        with self._lock, self._refusals("write"):
+            self._trusted = True
+            self._rewrite()
 
     # --- appending
 
@@ -355,9 +361,13 @@ class WritePositions:
         if self._records_in_file > 4 * self._memory_entries:
             self._rewrite()
 
-    def flush(self) -> None:
-        """Makes everything appended durable; blocks, so call it in a thread or where that does not matter."""
+    def flush(self, sequence: int = 0) -> None:
+        """Makes everything appended durable; blocks, so call it in a thread or where that does not matter.
+
+        `sequence`: every write up to it has been appended, also if the newest entries were none (markers).
+        """
         with self._lock, self._refusals("flush"):
+            self._newest = max(self._newest, sequence)
             self._write_buffer()
             live = len(self._sequences) - self._start
             if self._records_in_file > 2 * (live + 1000):
@@ -405,7 +415,7 @@ class WritePositions:
         flush.
         """
         with self._lock:
-            self._covered_from = max(self._covered_from, min(sequence, self._newest))
+            self._covered_from = max(self._covered_from, sequence)
             self._maps = [one for one in self._maps if one.through > sequence]
             self._start = max(self._start, bisect_right(self._sequences, sequence))
             if self._start > len(self._sequences) // 2:
