@@ -131,7 +131,7 @@ def remove(bucket: bytes, name: bytes) -> bytes | None:
 
 
 def replace(bucket: bytes, name: bytes, ino: int, kind: int) -> bytes:
-    """The bucket with a name that it holds pointing at another inode, in the same slot. KeyError if absent."""
+    """The bucket with a name that it holds pointing at another inode, in its slot. KeyError if absent."""
     return _splice(bucket, name, (ino, kind))
 
 

@@ -1,5 +1,6 @@
 """The content of files: read, write in place or into new blocks, and cutting and growing."""
 
+from contextlib import suppress
 from errno import EFBIG, EINVAL, EISDIR
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP
 
@@ -39,7 +40,7 @@ class FileIO(NodeTable):
         """The map of some blocks; the extent used last answers most questions without the tree."""
         file_block, start, length = node.extent
         skipped = first - file_block
-        if 0 <= skipped and skipped + count <= length:
+        if skipped >= 0 and skipped + count <= length:
             return [Run(first, start + skipped, count)]
         found = list(filemap.runs(self.store, node.ino, first, count))
         last = found[-1]
@@ -57,7 +58,7 @@ class FileIO(NodeTable):
         return block if held >= BLOCK_BYTES else block[: max(held, 0)].ljust(BLOCK_BYTES, b"\0")
 
     def read(self, ino: int, offset: int, length: int) -> Buffer:
-        """The bytes at an offset, fewer at the end of the file. FileSystemError EISDIR, EINVAL; DeviceError."""
+        """The bytes at an offset, fewer at the end of the file. FileSystemError EISDIR, EINVAL."""
         node = self._regular(ino)
         if self.options.relatime:
             self._touch_access_time(node)
@@ -229,12 +230,9 @@ class FileIO(NodeTable):
         """
         if size & BLOCK_MASK:
             file_block = size >> BLOCK_SHIFT
-            try:
+            # Cutting must work on a full volume: the rest of the block is then cleared when the file grows.
+            with suppress(NoSpace):
                 self._replace_block(node, file_block, size & BLOCK_MASK)
-            except NoSpace:
-                # Cutting must work on a full volume. The rest of the block is cleared when the file grows
-                # again.
-                pass
         self._unmap(node, size + BLOCK_MASK >> BLOCK_SHIFT)
 
     def _unmap(self, node: Node, first: int) -> None:

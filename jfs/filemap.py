@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 def last_before(store: Items, ino: int, file_block: int) -> Run | None:
-    """The whole extent that begins at a block of the file or is the nearest before it; None if there is none."""
+    """The whole extent that begins at a block of the file or is the nearest before it; or None."""
     item = store.floor(make_key(ino, EXTENT, file_block))
     return None if item is None else Run(split_key(item[0])[2], *decode_extent(item[1]))
 

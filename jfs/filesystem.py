@@ -14,7 +14,7 @@ from jfs.directory import NAME_MAX
 from jfs.errors import CorruptionError
 from jfs.layout import BLOCK_BYTES, INODE, ROOT_INO, make_key
 from jfs.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE, Name, Namespace, Owner
-from jfs.nodes import FileSystemOptions, Node, now_ns
+from jfs.nodes import DEFAULT_OPTIONS, FileSystemOptions, Node, now_ns
 from jfs.store import Store
 
 __all__ = [
@@ -48,7 +48,7 @@ class FileSystem(Namespace):
     """A mounted volume. Opening it removes what a crash left of files without names."""
 
     def __init__(
-        self, store: Store, options: FileSystemOptions = FileSystemOptions(), *, read_only: bool = False
+        self, store: Store, options: FileSystemOptions = DEFAULT_OPTIONS, *, read_only: bool = False
     ) -> None:
         super().__init__(store, options)
         if store.get(make_key(ROOT_INO, INODE)) is None:

@@ -5,6 +5,7 @@ libfuse.
 import os
 import shutil
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 FUSE_DEVICE = Path("/dev/fuse")
@@ -14,6 +15,65 @@ MOUNT_TABLE = Path("/proc/self/mountinfo")
 
 class MountRefused(Exception):
     """The mount cannot be made; the message is one sentence for the operator: what, why, and what to do."""
+
+
+# What -o may say and the kernel understands; the rest is ours or refused.
+KERNEL_OPTIONS = frozenset(
+    {
+        "allow_other",
+        "ro",
+        "rw",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "exec",
+        "noexec",
+        "atime",
+        "noatime",
+        "dirsync",
+    }
+)
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """How to mount: `fsname` is what the mount table shows as the source, `kernel` goes to the kernel as it
+    is.
+    """
+
+    fsname: str = "trisite"
+    kernel: frozenset[str] = frozenset()
+    max_tasks: int = 200
+
+    @property
+    def read_only(self) -> bool:
+        """True if nothing may be changed through the mount."""
+        return "ro" in self.kernel
+
+    @property
+    def relatime(self) -> bool:
+        """False if reading shall leave access times alone."""
+        return "noatime" not in self.kernel and not self.read_only
+
+    def words(self) -> set[str]:
+        """The options for libfuse. Root gets working devices and setuid programs unless it says otherwise."""
+        chosen = set(self.kernel) - {"rw", "atime"}
+        if os.geteuid() == 0:
+            chosen |= {yes for yes in ("suid", "dev") if f"no{yes}" not in chosen}
+        # A comma or a backslash in a name would end it.
+        fsname = self.fsname.replace("\\", "\\\\").replace(",", "\\,")
+        return chosen | {"default_permissions", "subtype=trisite", f"fsname={fsname}"}
+
+
+def parse_options(text: str, fsname: str = "trisite") -> MountOptions:
+    """The options of ``-o a,b,c``. MountRefused names one that is not known."""
+    words = [word for word in text.split(",") if word]
+    for word in words:
+        if word not in KERNEL_OPTIONS:
+            known = ", ".join(sorted(KERNEL_OPTIONS))
+            raise MountRefused(f"the mount option {word!r} is not known; known are {known}")
+    return MountOptions(fsname=fsname, kernel=frozenset(words))
 
 
 def check_mountpoint(path: str) -> str:
@@ -45,8 +105,8 @@ def check_fuse() -> None:
     """MountRefused if this machine or this user cannot make FUSE mounts."""
     if not FUSE_DEVICE.exists():
         raise MountRefused(
-            f"{FUSE_DEVICE} does not exist, so nothing can be mounted here; load the module (modprobe fuse) or, in a "
-            f"container, pass the device in; everything but mount works without it"
+            f"{FUSE_DEVICE} does not exist, so nothing can be mounted here; load the module (modprobe fuse) "
+            f"or, in a container, pass the device in; everything but mount works without it"
         )
     if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
         raise MountRefused(

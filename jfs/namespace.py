@@ -53,6 +53,9 @@ class Owner(NamedTuple):
     gid: int = 0
 
 
+ROOT_OWNER = Owner()
+
+
 class Name(NamedTuple):
     """A name as readdir gives it: file type (mode >> 12) and the cookie after which reading goes on."""
 
@@ -66,7 +69,7 @@ class Namespace(Attributes):
     """Everything that changes or reads directories."""
 
     def _bucket(self, parent: Node, name: bytes) -> tuple[bytes, bytes | None]:
-        """Key and content of the bucket of a name. FileSystemError ENAMETOOLONG, EINVAL for no name at all."""
+        """Key and content of the bucket of a name. FileSystemError ENAMETOOLONG, EINVAL for no name."""
         if len(name) > directory.NAME_MAX:
             raise FileSystemError(ENAMETOOLONG)
         if not name:
@@ -99,7 +102,8 @@ class Namespace(Attributes):
             return self.node(entry.ino)
         except FileSystemError:
             raise CorruptionError(
-                f"the name {entry.name!r} in directory {parent.ino} leads to inode {entry.ino}, which does not exist"
+                f"the name {entry.name!r} in directory {parent.ino} leads to inode {entry.ino}, "
+                "which does not exist"
             ) from None
 
     def make(
@@ -107,7 +111,7 @@ class Namespace(Attributes):
         parent_ino: int,
         name: bytes,
         mode: int,
-        owner: Owner = Owner(),
+        owner: Owner = ROOT_OWNER,
         *,
         rdev: int = 0,
         target: bytes = b"",
@@ -140,6 +144,12 @@ class Namespace(Attributes):
                 self.store.put(make_key(node.ino, SYMLINK, part // VALUE_LIMIT_BYTES), piece)
         self._changed(parent, node.btime_ns, names=1, directories=int(kind == S_IFDIR))
         return node
+
+    def symlink(self, parent_ino: int, name: bytes, target: bytes, owner: Owner = ROOT_OWNER) -> Node:
+        """Make a symbolic link. FileSystemError as `make`; ENOENT for an empty target."""
+        if not target:
+            raise FileSystemError(ENOENT)
+        return self.make(parent_ino, name, S_IFLNK | 0o777, owner, target=target)
 
     def _new_node(self, parent: Node, name: bytes, mode: int, owner: Owner, rdev: int) -> Node:
         now = now_ns()
@@ -296,7 +306,7 @@ class Namespace(Attributes):
         self._destroy(self.node(ino))
 
     def remove_orphans(self) -> int:
-        """Remove every orphan: at mount those a crash left, at the end those the kernel still held. How many."""
+        """Remove every orphan: at mount those a crash left, at the end those the kernel held. How many."""
         orphans = [split_key(key)[2] for key, _ in self.store.scan(*key_range(ORPHAN_INO, ORPHAN))]
         self._lookups.clear()
         for ino in orphans:

@@ -36,6 +36,9 @@ class FileSystemOptions:
     relatime: bool = True
 
 
+DEFAULT_OPTIONS = FileSystemOptions()
+
+
 @dataclass(slots=True, eq=False)
 class Node(Inode):
     """An inode in memory, with what only matters while it is there."""
@@ -59,7 +62,7 @@ def now_ns() -> int:
 class NodeTable:
     """The inodes of a volume. The base of FileSystem."""
 
-    def __init__(self, store: Store, options: FileSystemOptions = FileSystemOptions()) -> None:
+    def __init__(self, store: Store, options: FileSystemOptions = DEFAULT_OPTIONS) -> None:
         self.store = store
         self.options = options
         self.seed = directory.seed_of(store.superblock.uuid.bytes)

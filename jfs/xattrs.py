@@ -103,7 +103,7 @@ def store(bucket: bytes | None, name: bytes, value: bytes) -> bytes:
 
 
 def remove(bucket: bytes | None, name: bytes) -> bytes | None:
-    """The bucket without an attribute, None if nothing is left. FileSystemError ENODATA if it was not there."""
+    """The bucket without an attribute, None if nothing is left. FileSystemError ENODATA if absent."""
     rest = _without(bucket or b"", name)
     if len(rest) == len(bucket or b""):
         raise FileSystemError(ENODATA)
