@@ -5,61 +5,30 @@ appended survives the death of the process, not of the host. See docs/queue.md.
 """
 
 import errno
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Self, TypeAlias
-from uuid import UUID
+from collections.abc import Callable, Iterable, Sequence
 
 import lmdb
 
-from jfs.errors import CorruptionError, DeviceError
-from vsap.condition import Condition
+from jfs.errors import CorruptionError
 from vsap.entry import Entry
-from vsap.index import (
-    DROP_REASONS,
-    FORMAT_VERSION,
-    KEY,
-    RECORD,
-    VOLUME,
-    VOLUME_MAGIC,
-    QueueCounts,
-    QueueState,
-    Record,
-    State,
-)
-from vsap.payload import SegmentFiles
-from vsap.records import IndexReader, place_payloads
+from vsap.index import DROP_REASONS, KEY, RECORD, QueueCounts, QueueState, Record, State
+from vsap.queue_files import QueueFiles, Transaction, is_full
+from vsap.records import place_payloads
 
 __all__ = ["EntryQueue", "QueueCounts", "QueueState"]
 
-Transaction: TypeAlias = "lmdb.Transaction[bytes]"
-
 RESERVED_AHEAD = 1 << 20
 """Sequences recorded durably as possibly issued, at a time: one fsync a million entries."""
-SPARE_BYTES = 1 << 20
-"""Room kept in a file that is given up when the host's disk is full, so that LMDB can still commit the
-drop.
-"""
 TRIM_BATCH = 2048
 """Entries one transaction of `trim` deletes: the appender waits for about a millisecond."""
 _REBUILD_FACTOR = 4
-_DAMAGED = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError, lmdb.PageNotFoundError)
 
 
 class _Full(Exception):
     """The host's disk (or LMDB's map) has no room."""
 
 
-def _full(error: OSError | lmdb.Error) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, lmdb.MapFullError) or error.code in (errno.ENOSPC, errno.EDQUOT)
-
-
-class EntryQueue:
+class EntryQueue(QueueFiles):
     """The queue of one volume at the writing site. One process appends; another may read, trim and record
     positions.
 
@@ -67,186 +36,7 @@ class EntryQueue:
     worker thread, appends from one thread only. A process opens a queue directory once at a time.
     """
 
-    def __init__(
-        self, directory: Path, volume: UUID, condition: Condition, limit_bytes: int, segment_bytes: int
-    ) -> None:
-        """Use `open`."""
-        self.directory = directory
-        self.volume = volume
-        self.limit_bytes = limit_bytes
-        self._segment_bytes = segment_bytes
-        self._condition = condition
-        self._segments = SegmentFiles(directory / "segments", volume)
-        self._environment = self._open_environment()
-        self._index = self._environment.open_db(b"index", integerkey=True)
-        self._meta = self._environment.open_db(b"meta")
-        self._reader = IndexReader(self._environment, self._index, self._segments)
-        self._next = 1
-        self._closed = False
-
-    # --- opening and closing
-
-    @classmethod
-    def open(
-        cls,
-        directory: Path,
-        volume: UUID,
-        *,
-        limit_bytes: int = 8 << 30,
-        segment_bytes: int = 64 << 20,
-        next_sequence: int = 1,
-        boot: UUID | None = None,
-    ) -> Self:
-        """Opens or creates the queue; `next_sequence` numbers the first entry of a new one.
-
-        After a crash of the host (P4) everything in it is dropped, `state().trusted` is False until
-        `acknowledge_loss()`, and numbering goes on behind every sequence that can have been issued. `boot`
-        stands in for the host's boot id in tests. CorruptionError: another volume, another format.
-        DeviceError: the host refuses.
-        """
-        condition = Condition.open(directory, volume, boot=boot)
-        try:
-            lost = "crash" if condition.lost else ""
-            if lost:
-                cls._clear(directory)
-            try:
-                queue = cls(directory, volume, condition, limit_bytes, segment_bytes)
-            except _DAMAGED as error:
-                if not condition.alone:
-                    raise CorruptionError(f"the index in {directory} is damaged: {error}") from error
-                lost = "damaged"
-                cls._clear(directory)
-                queue = cls(directory, volume, condition, limit_bytes, segment_bytes)
-            queue._begin(lost, max(next_sequence, condition.ceiling if lost else 1))
-        except (lmdb.Error, OSError) as error:
-            condition.abandon()
-            code = error.errno if isinstance(error, OSError) else errno.EIO
-            raise DeviceError(code or errno.EIO, f"cannot open the queue in {directory}: {error}") from error
-        except BaseException:
-            condition.abandon()
-            raise
-        return queue
-
-    @staticmethod
-    def _clear(directory: Path) -> None:
-        for name in ("index", "segments"):
-            shutil.rmtree(directory / name, ignore_errors=True)
-
-    def _open_environment(self) -> lmdb.Environment:
-        # The map is address space, not memory: room for an index of nothing but discards, twice.
-        return lmdb.open(
-            str(self.directory / "index"),
-            map_size=max(4 << 30, 2 * self.limit_bytes),
-            max_dbs=2,
-            max_readers=64,
-            sync=False,
-            metasync=False,
-            writemap=False,
-            readahead=False,
-            lock=True,
-        )
-
-    def _begin(self, lost: str, next_sequence: int) -> None:
-        """Reads or makes the state, and lets others in."""
-        with self._environment.begin(write=True) as txn:
-            stored = txn.get(b"volume", db=self._meta)
-            if stored is None:
-                self._create(txn, lost, next_sequence)
-            else:
-                magic, version, volume = VOLUME.unpack(stored)
-                if magic != VOLUME_MAGIC or volume != self.volume.bytes:
-                    raise CorruptionError(f"{self.directory} is not the queue of volume {self.volume}")
-                if version != FORMAT_VERSION:
-                    raise CorruptionError(
-                        f"{self.directory} has format {version}; this program knows {FORMAT_VERSION}"
-                    )
-            state = self._state(txn)
-        self._next = state.next_sequence
-        self._environment.reader_check()
-        alone = self._condition.alone
-        if alone:
-            self._condition.ceiling = max(self._condition.ceiling, self._next)
-        # What a process killed between a commit and its unlink left behind.
-        self._segments.remove(
-            number
-            for number in self._segments.numbers()
-            if number < state.first_segment or (alone and number > state.tail_segment)
-        )
-        self._condition.enter()
-        self._keep_spare()
-
-    def _create(self, txn: Transaction, lost: str, next_sequence: int) -> None:
-        state = State(next_sequence=next_sequence, oldest_sequence=next_sequence)
-        state.eligible_sequence = state.common_flush_sequence = next_sequence - 1
-        if lost:
-            state.untrusted = 1
-            state.dropped_through = next_sequence - 1
-            state.drop_reason = DROP_REASONS.index(lost)
-        txn.put(b"volume", VOLUME.pack(VOLUME_MAGIC, FORMAT_VERSION, self.volume.bytes), db=self._meta)
-        self._put_state(txn, state)
-
-    def close(self) -> None:
-        """Closes; the last process to close syncs everything and marks the queue clean. Harmless when
-        repeated.
-        """
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            if self._condition.last():
-                with self._refusals("close"):
-                    self._segments.sync()
-                    self._environment.sync(True)
-        except BaseException:
-            self._condition.abandon()
-            raise
-        else:
-            self._condition.leave()
-        finally:
-            self._segments.close()
-            self._environment.close()
-
-    def _keep_spare(self) -> None:
-        """Takes the room that `_make_room` gives up. Without it (disk full) the queue works, with less of a
-        margin.
-        """
-        path = self.directory / "spare"
-        try:
-            if path.exists() and path.stat().st_blocks * 512 >= SPARE_BYTES:
-                return
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.posix_fallocate(fd, 0, SPARE_BYTES)
-            finally:
-                os.close(fd)
-        except OSError:
-            path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _refusals(self, deed: str) -> Iterator[None]:
-        """Turns what LMDB and the host raise into a DeviceError."""
-        try:
-            yield
-        except (lmdb.Error, OSError) as error:
-            raise self._refused(deed, error) from error
-
-    def _refused(self, deed: str, error: lmdb.Error | OSError) -> DeviceError:
-        if _full(error):
-            return DeviceError(
-                errno.ENOSPC, f"cannot {deed} the queue: {self.directory} has no room ({error})"
-            )
-        return DeviceError(errno.EIO, f"cannot {deed} the queue in {self.directory}: {error}")
-
     # --- positions
-
-    def _state(self, txn: Transaction) -> State:
-        stored = txn.get(b"state", db=self._meta)
-        if stored is None:
-            raise CorruptionError(f"the queue in {self.directory} has no state")
-        return State.unpack(stored)
-
-    def _put_state(self, txn: Transaction, state: State) -> None:
-        txn.put(b"state", state.pack(), db=self._meta)
 
     def _change(self, deed: str, change: Callable[[State], None]) -> State:
         with self._refusals(deed), self._environment.begin(write=True) as txn:
@@ -373,7 +163,7 @@ class EntryQueue:
                     removed = self._drop(txn, state, state.common_flush_sequence, "limit")
                 self._put_state(txn, state)
         except (lmdb.Error, OSError) as error:
-            if _full(error):
+            if is_full(error):
                 raise _Full(str(error)) from error
             raise self._refused("append to", error) from error
         if removed:
