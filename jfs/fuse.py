@@ -278,7 +278,7 @@ class Operations(pyfuse3.Operations):
         return len(buf)
 
     async def _accepted(self, sequence: int) -> None:
-        """What the answer to a WRITE means: the device has completed it (at both near sites), not just begun."""
+        """What the answer to a WRITE means: the device has completed it (at both sites), not just begun."""
         await self.fs.store.device.complete(sequence)
         await self.throttle()
 
