@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import lmdb
 import msgspec
@@ -22,12 +22,12 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 KEY_IDENTITY: Final = b"identity"
 KEY_ROLES: Final = b"roles"
-KEY_INCARNATION: Final = b"incarnation"
-KEY_SYNC_FACTS: Final = b"sync-facts"
 KEY_NEWEST_KNOWN: Final = b"newest-known"
 KEY_TAKE_OVER: Final = b"take-over"
 KEY_LEVEL: Final = b"level"
 KEY_UNTRUSTED: Final = b"untrusted"
+KEY_PREPARED: Final = b"prepared"
+KEY_HELD: Final = b"held"
 PREFIX_HISTORY: Final = b"history/"
 PREFIX_PAIR: Final = b"pair/"
 
@@ -58,48 +58,30 @@ class PairRecord(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class SyncFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a synchronous secondary knows about the writer's promise.
-
-    `in_step`: the last conversation reached Duplex, so this site had everything the writer had acknowledged.
-    `protect`: the writer promised to acknowledge nothing without this site. `clean`: the writer said good-bye
-    after its last flush. `boot_id`: the boot of this host in which that held; after another boot what was
-    received but not flushed may be gone.
-    """
-
-    in_step: bool
-    protect: bool
-    clean: bool
-    epoch: int
-    boot_id: str
-    since: int
-
-    def proves_nothing_lost(self, epoch: int, boot_id: str) -> bool:
-        """Whether every write acknowledged in `epoch` is at this site, proven."""
-        if self.epoch != epoch or not self.in_step:
-            return False
-        return self.clean or (self.protect and self.boot_id == boot_id)
-
-
 class TakeOverRecord(msgspec.Struct, frozen=True, kw_only=True):
     """How this site became the writer, kept so that a repeated promotion reports the same facts."""
 
     epoch: int
     start_sequence: int
     lost: int | None
+    sentence: str
     copied_bytes: int | None = None
     listed_files: int | None = None
     listed_bytes: int | None = None
 
 
 class LevelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """At a returning site: the writer of `epoch` may level it, `ready` once its own writes are kept."""
+    """At a returning site, once its own writes are kept: the writer of `epoch` may level it.
+
+    `ranges` are where it may differ; `everything`: it cannot know, all blocks are compared.
+    """
 
     epoch: int
-    ready: bool
     ranges: list[tuple[int, int]]
     everything: bool
     quarantine: str | None
+    quarantined_bytes: int
+    reason: str
 
 
 def boot_id() -> str:
@@ -168,8 +150,7 @@ class SiteState:
         with self._environment.begin(write=True) as transaction:
             keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
             for key in keys:
-                if key != KEY_INCARNATION:
-                    transaction.delete(key)
+                transaction.delete(key)
         self._put_all({KEY_IDENTITY: identity, KEY_ROLES: roles, _history_key(roles.epoch): roles})
 
     def adopt(self, roles: Roles) -> bool:
@@ -219,34 +200,6 @@ class SiteState:
         return record
 
     @property
-    def incarnation(self) -> str:
-        """Changes whenever this site may have lost what it had not flushed: with every boot of its host."""
-        found = self._get(KEY_INCARNATION, tuple[str, str])
-        if found is None or found[0] != boot_id():
-            found = (boot_id(), uuid4().hex)
-            self._put(KEY_INCARNATION, found)
-        return found[1]
-
-    @property
-    def sync_facts(self) -> SyncFacts | None:
-        """What this site knows as a synchronous secondary, or None if it never was one."""
-        return self._get(KEY_SYNC_FACTS, SyncFacts)
-
-    def set_sync_facts(self, *, in_step: bool, protect: bool, clean: bool, epoch: int) -> None:
-        """Record the writer's promise; not written again while nothing changes."""
-        facts = SyncFacts(
-            in_step=in_step,
-            protect=protect,
-            clean=clean,
-            epoch=epoch,
-            boot_id=boot_id(),
-            since=self._now_ns(),
-        )
-        old = self.sync_facts
-        if old is None or msgspec.structs.replace(old, since=facts.since) != facts:
-            self._put(KEY_SYNC_FACTS, facts)
-
-    @property
     def newest_known(self) -> int:
         """The newest sequence this site ever heard of; what it lacks below that is known missing."""
         return self._get(KEY_NEWEST_KNOWN, int) or 0
@@ -282,6 +235,24 @@ class SiteState:
     def set_untrusted_since(self, sequence: int | None) -> None:
         """Remember (or, with None, settle) that the queue cannot say what was written after `sequence`."""
         self._put(KEY_UNTRUSTED, sequence)
+
+    @property
+    def prepared_epoch(self) -> int:
+        """The epoch for which this site's queue, record and journal were set up; 0: none."""
+        return self._get(KEY_PREPARED, int) or 0
+
+    def set_prepared_epoch(self, epoch: int) -> None:
+        """The parts of this site stand where the roles of `epoch` want them."""
+        self._put(KEY_PREPARED, epoch)
+
+    @property
+    def held_epoch(self) -> int:
+        """The epoch in which this site is not mounted again, because it is being handed over; 0: none."""
+        return self._get(KEY_HELD, int) or 0
+
+    def set_held_epoch(self, epoch: int) -> None:
+        """Hold the site in `epoch`, or (0) let it be mounted again."""
+        self._put(KEY_HELD, epoch)
 
 
 def _history_key(epoch: int) -> bytes:
