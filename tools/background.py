@@ -1,7 +1,7 @@
-"""A mount goes on in the background: the process that serves it, its record, and the wait for both ends of its life.
+"""A mount goes on in the background: the process that serves it, its record, and the wait for its end.
 
-The mount process keeps a record in the directory of its site, so that `umount` can find it and wait until it has
-drained. The record is removed at a clean end; after a failed one it holds the sentence that says why.
+The mount process keeps a record in the directory of its site, so that `umount` can find it and wait until it
+has drained. The record is removed at a clean end; after a failed one it holds the sentence that says why.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ready:
-    """The serving side of the pipe on which whoever started the mount waits; without a pipe it tells nobody."""
+    """The serving side of the pipe on which whoever started the mount waits; without one it is silent."""
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
@@ -55,7 +55,7 @@ class Ready:
 
 
 def start(arguments: Sequence[str], log: Path) -> None:
-    """Start `trisite ARGUMENTS` detached and return when it is mounted; Failure with its sentence if it fails."""
+    """Start `trisite ARGUMENTS` detached and return when it is mounted; Failure with its sentence."""
     reading, writing = os.pipe()
     command = [sys.executable, "-P", "-m", "tools.cli", *arguments, "--ready-fd", str(writing)]
     with log.open("ab") as output:
@@ -130,8 +130,8 @@ def wait_for_end(record: MountRecord, seconds: float) -> None:
         poll.register(descriptor, select.POLLIN)
         if not poll.poll(seconds * 1000):
             raise Failure(
-                f"the mount process {record.pid} has not finished after {seconds:.0f} seconds; it is unmounted "
-                "but still writes out; look at `trisite status`",
+                f"the mount process {record.pid} has not finished after {seconds:.0f} seconds; it is "
+                "unmounted but still writes out; look at `trisite status`",
                 ExitCode.TIMEOUT,
             )
     finally:

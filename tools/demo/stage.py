@@ -56,9 +56,9 @@ class Stage:
 
     # -- commands that run to their end
 
-    def trisite(self, *arguments: str, codes: Sequence[int] = (0,)) -> str:
+    def trisite(self, *arguments: str, codes: Sequence[int] = (0,), config: bool = True) -> str:
         """Run one `trisite` command on the demo's volume; its standard output. Failure if it fails."""
-        command = [*trisite_command(), *arguments, "-c", str(self.config)]
+        command = [*trisite_command(), *arguments, *(("-c", str(self.config)) if config else ())]
         run = subprocess.run(
             command,
             capture_output=True,
@@ -174,7 +174,13 @@ class Stage:
         run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS)
         if run.returncode != 0:
             raise Failure(f"`trisite umount` ended with {run.returncode}: {run.stderr.strip()}")
-        self.running.pop("mount").wait(END_SECONDS)
+        self.mount_ended()
+
+    def mount_ended(self) -> None:
+        """Wait for the mount process to end by itself; Failure if it did not end well."""
+        code = self.running.pop("mount").wait(END_SECONDS)
+        if code != 0:
+            raise Failure(f"the mount process ended with {code}: {self.last_words('mount')}")
 
     def application_ended(self) -> None:
         """Wait for the writers to notice that their file system is gone; end those that do not."""

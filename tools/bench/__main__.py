@@ -1,0 +1,139 @@
+"""`python -m tools.bench`: the same workloads on a plain directory, a pass-through mount and a trisite mount.
+
+The targets take turns round by round, so that they share the noise of the machine. Everything written is read
+back and compared; anything that differs ends the run with an error.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Final
+
+from cyclopts import App, CycloptsError, Parameter
+
+from jfs.mountpoint import check_fuse, mounted_file_system
+from tools import render
+from tools.bench import results
+from tools.bench.workloads import FULL, QUICK, WORKLOADS, NotAsWritten, Sample, Scale, drop_caches
+from tools.demo.stage import SITES, Stage
+from tools.errors import ExitCode, Failure, explain
+
+VOLUME_SIZE: Final = "4GiB"
+DEFAULT_OUTPUT: Final = Path("build") / "bench"
+
+app = App(name="bench", help=__doc__, help_format="plaintext")
+
+
+@app.default
+def bench(
+    *,
+    quick: Annotated[bool, Parameter(negative="", help="Smaller amounts, one round.")] = False,
+    rounds: Annotated[
+        int | None, Parameter(help="How often every target is measured; 3, or 1 with --quick.")
+    ] = None,
+    output: Annotated[Path, Parameter(help="Where bench.json and bench.svg go.")] = DEFAULT_OUTPUT,
+    directory: Annotated[
+        Path | None, Parameter(name="--dir", help="Where to measure; the disk of this directory counts.")
+    ] = None,
+) -> int:
+    """Measure, print a table, write bench.json and bench.svg."""
+    check_fuse()
+    scale = QUICK if quick else FULL
+    times = rounds if rounds is not None else 1 if quick else 3
+    if times < 1:
+        raise Failure("--rounds must be at least 1", ExitCode.USAGE)
+    with tempfile.TemporaryDirectory(prefix="trisite-bench-", dir=directory) as place:
+        samples = measure(Path(place), scale, times)
+    whole = results.report(samples, cold=drop_caches(), quick=quick)
+    out = render.Output()
+    out.table("median [lowest .. highest]", results.COLUMNS, results.rows(whole))
+    data, picture = results.save(whole, output)
+    out.say(f"written: {data} and {picture}")
+    return ExitCode.OK
+
+
+def measure(place: Path, scale: Scale, rounds: int) -> dict[str, list[Sample]]:
+    """Set up the three targets, measure them in turns, take them down."""
+    plain = place / "plain"
+    plain.mkdir()
+    samples: dict[str, list[Sample]] = {target: [] for target in results.TARGETS}
+    with passthrough(place) as passed, trisite(place) as mounted:
+        targets = list(zip(results.TARGETS, (plain, passed, mounted), strict=True))
+        for number in range(rounds):
+            turn = number % len(targets)
+            for target, directory in targets[turn:] + targets[:turn]:
+                samples[target] += one_round(target, directory, scale, f"{number + 1} of {rounds}")
+    return samples
+
+
+def one_round(target: str, directory: Path, scale: Scale, which: str) -> list[Sample]:
+    """Every workload once on one target, each in a directory of its own."""
+    samples: list[Sample] = []
+    for workload in WORKLOADS:
+        render.note(f"round {which}, {target}: {workload.__name__.replace('_', ' ')}")
+        with tempfile.TemporaryDirectory(dir=directory) as inner:
+            samples += workload(Path(inner), scale)
+    return samples
+
+
+@contextmanager
+def passthrough(place: Path) -> Iterator[Path]:
+    """A mount that only passes through: what the road through the kernel and Python costs anybody."""
+    source, mountpoint = place / "source", place / "passthrough"
+    source.mkdir()
+    mountpoint.mkdir()
+    stage = Stage(place)
+    stage.logs.mkdir(exist_ok=True)
+    command = [sys.executable, "-P", "-m", "tools.bench.passthrough", str(source), str(mountpoint)]
+    process = stage.start("passthrough", command)
+
+    def mounted() -> bool:
+        return mounted_file_system(os.path.realpath(mountpoint)) is not None
+
+    try:
+        stage.wait_for(mounted, "the pass-through mount", process, "passthrough")
+        yield mountpoint
+    finally:
+        if mounted():
+            subprocess.run(["fusermount3", "-u", str(mountpoint)], check=False)
+        stage.end("passthrough")
+
+
+@contextmanager
+def trisite(place: Path) -> Iterator[Path]:
+    """A trisite volume with its three sites on this machine, mounted."""
+    with Stage(place / "trisite") as stage:
+        stage.trisite("init", str(stage.directory), "--size", VOLUME_SIZE, config=False)
+        for site in SITES:
+            stage.start_site(site)
+        stage.trisite("mkfs")
+        stage.mount("primary")
+        yield stage.mountpoint
+        stage.unmount()
+
+
+def main() -> int:
+    """Entry point; a failure is one sentence."""
+    try:
+        code = app(exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        render.error(f"{' '.join(str(error).split())}; see python -m tools.bench --help")
+        return ExitCode.USAGE
+    except NotAsWritten as error:
+        render.error(f"{error}: do not trust this file system with data, and report it")
+        return ExitCode.DAMAGED
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("TRISITE_DEBUG"):
+            raise
+        sentence, exit_code = explain(error)
+        render.error(sentence)
+        return exit_code
+    return int(code) if isinstance(code, int) else ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

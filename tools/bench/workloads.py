@@ -1,0 +1,290 @@
+"""What is measured: short workloads on a directory, each bounded in count and in seconds, each read back.
+
+A workload gets a fresh directory and returns how much it did, in which time, with the time of each operation
+where that says something. Whatever it wrote it compares after the kernel's caches were dropped; a difference
+is an error, not a footnote.
+"""
+
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+MIB: Final = 1 << 20
+BLOCK: Final = 4096
+RECORD: Final = 200
+DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
+SEED: Final = 22
+
+now = time.perf_counter
+
+
+class NotAsWritten(Exception):
+    """What came back is not what was written."""
+
+
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of everything; `seconds` bounds each timed loop."""
+
+    stream_bytes: int
+    random_bytes: int
+    files: int
+    synced_files: int
+    seconds: float
+
+
+FULL: Final = Scale(stream_bytes=128 * MIB, random_bytes=32 * MIB, files=1000, synced_files=250, seconds=2.0)
+QUICK: Final = Scale(stream_bytes=16 * MIB, random_bytes=8 * MIB, files=200, synced_files=50, seconds=0.5)
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of one workload: `amount` of `unit` in `seconds`, and how long single operations took."""
+
+    name: str
+    unit: str
+    amount: float
+    seconds: float
+    latencies: list[float]
+
+    @property
+    def rate(self) -> float:
+        """Units a second."""
+        return self.amount / self.seconds if self.seconds > 0 else 0.0
+
+
+class Loop:
+    """Times single operations until a count or the time is reached."""
+
+    def __init__(self, scale: Scale) -> None:
+        self.latencies: list[float] = []
+        self.began = now()
+        self._deadline = self.began + scale.seconds
+
+    @contextmanager
+    def operation(self) -> Iterator[None]:
+        """Around one operation."""
+        began = now()
+        yield
+        self.latencies.append(now() - began)
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return now() > self._deadline
+
+    def sample(self, name: str, unit: str) -> Sample:
+        """What the loop came to."""
+        count = len(self.latencies)
+        return Sample(
+            name=name, unit=unit, amount=count, seconds=now() - self.began, latencies=self.latencies
+        )
+
+
+def drop_caches() -> bool:
+    """Make the next reads come from the file system, not from memory; False where that is denied."""
+    os.sync()
+    try:
+        DROP_CACHES.write_text("3")
+    except OSError:
+        return False
+    return True
+
+
+def expect(found: object, wanted: object, what: str) -> None:
+    """NotAsWritten if they differ."""
+    if found != wanted:
+        raise NotAsWritten(f"{what} did not come back as it was written")
+
+
+def stream(directory: Path, scale: Scale) -> list[Sample]:
+    """A large file written from end to end with one fsync, read cold and read warm."""
+    data = random.Random(SEED).randbytes(scale.stream_bytes)
+    path = directory / "stream"
+    megabytes = scale.stream_bytes / 1e6
+    began = now()
+    with path.open("wb", buffering=0) as file:
+        for offset in range(0, len(data), MIB):
+            file.write(memoryview(data)[offset : offset + MIB])
+        os.fsync(file.fileno())
+    samples = [Sample(name="stream write", unit="MB", amount=megabytes, seconds=now() - began, latencies=[])]
+    drop_caches()
+    for name in ("stream read, cold", "stream read, warm"):
+        began = now()
+        found = path.read_bytes()
+        samples.append(Sample(name=name, unit="MB", amount=megabytes, seconds=now() - began, latencies=[]))
+        expect(found, data, "the streamed file")
+    return samples
+
+
+def random_writes(directory: Path, scale: Scale) -> list[Sample]:
+    """4 KiB overwrites at random places of a file, each with fsync."""
+    chance = random.Random(SEED)
+    content = bytearray(chance.randbytes(scale.random_bytes))
+    path = directory / "random"
+    path.write_bytes(content)
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+        loop = Loop(scale)
+        while not loop.over:
+            offset = chance.randrange(len(content) // BLOCK) * BLOCK
+            block = chance.randbytes(BLOCK)
+            with loop.operation():
+                os.pwrite(descriptor, block, offset)
+                os.fsync(descriptor)
+            content[offset : offset + BLOCK] = block
+        sample = loop.sample("4 KiB overwrite with fsync", "writes")
+    finally:
+        os.close(descriptor)
+    drop_caches()
+    expect(path.read_bytes(), bytes(content), "the overwritten file")
+    return [sample]
+
+
+def append(path: Path, loop: Loop) -> None:
+    """Append records with fdatasync until the time is up."""
+    record = path.name.encode().ljust(RECORD, b".")
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+    try:
+        while not loop.over:
+            with loop.operation():
+                os.write(descriptor, record)
+                os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def appends(directory: Path, scale: Scale) -> list[Sample]:
+    """200 byte appends with fdatasync, by one writer and by eight at once."""
+    samples = []
+    for writers in (1, 8):
+        paths = [directory / f"append-{writers}-{number}" for number in range(writers)]
+        loops = [Loop(scale) for _ in paths]
+        threads = [
+            threading.Thread(target=append, args=pair, daemon=True) for pair in zip(paths, loops, strict=True)
+        ]
+        whole = Loop(scale)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for loop in loops:
+            whole.latencies += loop.latencies
+        samples.append(whole.sample(f"200 B append with fdatasync, {writers} at once", "appends"))
+        drop_caches()
+        for path, loop in zip(paths, loops, strict=True):
+            record = path.name.encode().ljust(RECORD, b".")
+            expect(path.read_bytes(), record * len(loop.latencies), f"the log {path.name}")
+    return samples
+
+
+def small_files(directory: Path, scale: Scale) -> list[Sample]:
+    """Small files through their life: created, listed, looked at, read, renamed, removed."""
+    chance = random.Random(SEED)
+    contents = {f"file-{number:05d}": chance.randbytes(BLOCK) for number in range(scale.files)}
+
+    def each(name: str, operation: Callable[[str], object], keys: list[str]) -> Sample:
+        loop = Loop(scale)
+        for key in keys:  # not bounded in time: what follows needs every file
+            with loop.operation():
+                operation(key)
+        return loop.sample(name, "files")
+
+    keys = list(contents)
+    samples = [each("4 KiB file created", lambda key: (directory / key).write_bytes(contents[key]), keys)]
+    drop_caches()
+    began = now()
+    expect(sorted(os.listdir(directory)), keys, "the directory")
+    listed = Sample(
+        name="directory listed, cold", unit="files", amount=len(keys), seconds=now() - began, latencies=[]
+    )
+    samples.append(listed)
+    samples.append(each("stat, cold", lambda key: (directory / key).stat(), keys))
+    drop_caches()
+    found: dict[str, bytes] = {}
+    samples.append(
+        each("4 KiB file read, cold", lambda key: found.update({key: (directory / key).read_bytes()}), keys)
+    )
+    expect(found, contents, "a small file")
+    samples.append(each("rename", lambda key: (directory / key).rename(directory / f"{key}.new"), keys))
+    samples.append(each("unlink", lambda key: (directory / f"{key}.new").unlink(), keys))
+    expect(os.listdir(directory), [], "the emptied directory")
+    return samples
+
+
+def synced_files(directory: Path, scale: Scale) -> list[Sample]:
+    """Small files, each created with fsync."""
+    chance = random.Random(SEED)
+    contents: dict[Path, bytes] = {}
+    loop = Loop(scale)
+    for number in range(scale.synced_files):
+        path, data = directory / f"synced-{number:05d}", chance.randbytes(BLOCK)
+        with loop.operation(), path.open("wb", buffering=0) as file:
+            file.write(data)
+            os.fsync(file.fileno())
+        contents[path] = data
+        if loop.over:
+            break
+    sample = loop.sample("4 KiB file created with fsync", "files")
+    drop_caches()
+    for path, data in contents.items():
+        expect(path.read_bytes(), data, f"the file {path.name}")
+    return [sample]
+
+
+def directories(directory: Path, scale: Scale) -> list[Sample]:
+    """Directories made and removed."""
+    names = [directory / f"directory-{number:05d}" for number in range(scale.files)]
+    made = Loop(scale)
+    for name in names:
+        with made.operation():
+            name.mkdir()
+    sample = made.sample("mkdir", "directories")
+    expect(len(os.listdir(directory)), len(names), "the list of directories")
+    removed = Loop(scale)
+    for name in names:
+        with removed.operation():
+            name.rmdir()
+    return [sample, removed.sample("rmdir", "directories")]
+
+
+def database(directory: Path, scale: Scale) -> list[Sample]:
+    """SQLite transactions of one row, with the default journal and full synchronisation."""
+    connection = sqlite3.connect(directory / "bench.db", isolation_level=None)
+    try:
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("CREATE TABLE bench (number INTEGER PRIMARY KEY, payload BLOB)")
+        loop = Loop(scale)
+        while not loop.over:
+            number = len(loop.latencies)
+            with loop.operation():
+                connection.execute("INSERT INTO bench VALUES (?, ?)", (number, b"%0100d" % number))
+        sample = loop.sample("SQLite transaction", "transactions")
+    finally:
+        connection.close()
+    drop_caches()
+    connection = sqlite3.connect(directory / "bench.db")
+    try:
+        rows = connection.execute("SELECT number, payload FROM bench ORDER BY number").fetchall()
+    finally:
+        connection.close()
+    expect(rows, [(number, b"%0100d" % number) for number in range(int(sample.amount))], "the database")
+    return [sample]
+
+
+WORKLOADS: Final[tuple[Callable[[Path, Scale], list[Sample]], ...]] = (
+    stream,
+    random_writes,
+    appends,
+    small_files,
+    synced_files,
+    directories,
+    database,
+)
