@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from jfs.errors import FileSystemError
+from jfs.errors import CorruptionError, FileSystemError
 from jfs.layout import VALUE_LIMIT_BYTES
 from jfs.record import Field, Record
 
@@ -73,16 +73,16 @@ def split_cookie(cookie: int) -> tuple[int, int]:
 
 
 def entries(bucket: bytes) -> Iterator[Entry]:
-    """The entries of a bucket, ascending by slot. ValueError if the bucket is torn."""
+    """The entries of a bucket, ascending by slot. CorruptionError if the bucket is torn."""
     offset = 0
     end = len(bucket)
     while offset < end:
         if end - offset < _HEADER_SIZE:
-            raise ValueError("a directory bucket ends inside an entry")
+            raise CorruptionError("a directory bucket ends inside an entry")
         slot, kind, length, ino = _unpack_from(bucket, offset)
         offset += _HEADER_SIZE
         if not length or length > end - offset:
-            raise ValueError("a directory bucket ends inside a name")
+            raise CorruptionError("a directory bucket ends inside a name")
         yield Entry(slot, kind, ino, bucket[offset : offset + length])
         offset += length
 

@@ -10,7 +10,7 @@ from errno import E2BIG, EEXIST, EINVAL, ENODATA, ENOSPC, EOPNOTSUPP, ERANGE
 from xxhash import xxh3_64_intdigest
 
 from jfs import acl
-from jfs.errors import FileSystemError
+from jfs.errors import CorruptionError, FileSystemError
 from jfs.layout import VALUE_LIMIT_BYTES
 from jfs.record import Field, Record
 
@@ -65,16 +65,16 @@ def check_list(names: Iterable[bytes]) -> None:
 
 
 def entries(bucket: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The attributes of a bucket as (name, value). ValueError if the bucket is torn."""
+    """The attributes of a bucket as (name, value). CorruptionError if the bucket is torn."""
     offset = 0
     end = len(bucket)
     while offset < end:
         if end - offset < _HEADER_SIZE:
-            raise ValueError("an attribute bucket ends inside an entry")
+            raise CorruptionError("an attribute bucket ends inside an entry")
         name_length, value_length = _unpack_from(bucket, offset)
         offset += _HEADER_SIZE
         if not name_length or name_length + value_length > end - offset:
-            raise ValueError("an attribute bucket ends inside an attribute")
+            raise CorruptionError("an attribute bucket ends inside an attribute")
         name_end = offset + name_length
         offset = name_end + value_length
         yield bucket[name_end - name_length : name_end], bucket[name_end:offset]
