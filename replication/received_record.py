@@ -53,10 +53,15 @@ class Facts(NamedTuple):
 class ReceivedRecord:
     """The record of one area. One process at a time; methods that sync block (call them in a thread)."""
 
-    def __init__(self, path: Path, volume: UUID) -> None:
-        """Open or create the file. DeviceError: the host refuses; CorruptionError: another volume, damage."""
+    def __init__(self, path: Path, volume: UUID, *, boot: str | None = None) -> None:
+        """Open or create the file. DeviceError: the host refuses; CorruptionError: another volume, damage.
+
+        `boot` is the identity of this boot of the host; left out, it is asked for.
+        """
         self._volume = volume.bytes
-        self._boot = boot_id().encode("ascii")[:36].ljust(36)
+        boot = boot or boot_id()
+        self._boot_known = boot != "unknown"
+        self._boot = boot.encode("ascii")[:36].ljust(36)
         self._generation = 0
         self.incarnation = uuid4()
         """New whenever something that was received but not durable may have been lost."""
@@ -105,7 +110,7 @@ class ReceivedRecord:
         epoch, durable, far_epoch = numbers
         bits = [bool(flags & bit) for bit in (_HAS_VOLUME, _COPYING, _IN_STEP, _PROTECT, _CLEAN)]
         self.facts = Facts(epoch, durable, far_epoch, *bits)
-        if boot != self._boot or boot_id() == "unknown":
+        if boot != self._boot or not self._boot_known:
             return False
         self.incarnation = UUID(bytes=incarnation)
         if not self.facts.copying:

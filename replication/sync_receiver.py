@@ -77,7 +77,7 @@ class SyncReceiver:
         on_facts: Callable[[Facts], None] | None = None,
         on_far_position: Callable[[int, int], None] | None = None,
     ) -> None:
-        """`on_facts` is called in a worker thread, after the facts are durable and before the writer hears of it.
+        """`on_facts` is called in a worker thread, when facts are durable and before the writer hears of it.
 
         `on_far_position(epoch, sequence)` is called in the trio thread.
         """
@@ -368,7 +368,7 @@ class _Session:
     async def _copy(self, frame: Frame) -> None:
         copy = decode_copy(frame)
         if copy.flags & COPY_BEGIN:
-            # durable_sequence, where the copy began from, stays until it is complete, however often it is cut.
+            # durable_sequence, where the copy began from, stays until it is complete.
             self._record.copy_sequence = frame.sequence
             await self._save(has_volume=True, copying=True, in_step=False, clean=False)
             self._unanswered = True
@@ -446,7 +446,7 @@ class _Session:
             await trio.to_thread.run_sync(self._positions.flush)
         if self.channel.failure is not None:
             raise PeerUnreachable("the conversation ended")  # fenced meanwhile: nothing is noted any more
-        changes: dict[str, bool | int] = {}
+        changes: dict[str, int] = {}
         if last:
             changes.update(epoch=self._epoch, copying=False, in_step=True, has_volume=True)
         if last or not self._record.facts.copying:
@@ -463,10 +463,10 @@ class _Session:
         same = facts.epoch == self._epoch and (facts.protect or not self._hello.protect)
         await self._save(in_step=facts.in_step and same, protect=self._hello.protect, clean=False)
 
-    async def _save(self, **changes: bool | int) -> None:
+    async def _save(self, **changes: int) -> None:
         async with self._facts_lock:
             before = self._record.facts
-            facts = before._replace(**changes)
+            facts = before._replace(**changes)  # type: ignore[arg-type]
             if facts == before:
                 return
             await trio.to_thread.run_sync(self._record.store, facts)

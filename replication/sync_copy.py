@@ -1,0 +1,566 @@
+"""The synchronous copy (A -> C), in the mount process: provides vsap.remote.RemoteCopy.
+
+Every entry is in the queue before it comes here, so nothing is kept twice: on a live connection an entry is
+encrypted and handed to the kernel in place; whatever the secondary lacks after an interruption is read from
+the queue again, from the sequence that the secondary itself names. Where the queue no longer holds it, the
+blocks that may differ are copied, in the same ordered stream.
+"""
+
+import errno
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+from uuid import UUID, uuid4
+
+import trio
+
+from jfs.errors import CorruptionError, DeviceError
+from replication.backoff import Backoff
+from replication.bodies import (
+    FLUSH_CLEAN,
+    FLUSH_SUSPEND,
+    RECEIVED_IN_STEP,
+    FarPosition,
+    decode_differ,
+    decode_marker_digests,
+    decode_received,
+)
+from replication.channel import Channel
+from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
+from replication.frames import PROTOCOL_VERSION, Frame, FrameType
+from replication.handshake import greet, raise_if_refused
+from replication.messages import Hello, RefusalCode, Welcome
+from replication.pair import Event, Kind, Pair, State
+from replication.resync import Range, Resync
+from replication.roles import Roles, time_text
+from replication.sync_stream import Readable, Source, SyncStream
+from vsap.entry import Entry
+
+__all__ = ["Dial", "SyncCopy"]
+
+Dial = Callable[[], Awaitable[Channel]]
+"""Connects to the secondary; raises PeerUnreachable or PeerRefused."""
+_TICKS: Final = 8
+"""Looks of the watchdog in one protect_timeout."""
+_MARKERS_KEPT: Final = 16
+_FAILURES: Final = (PeerUnreachable, PeerRefused, RemoteProtocolError, DeviceError, CorruptionError)
+
+
+class _Queue(Source, Protocol):
+    @property
+    def next_sequence(self) -> int: ...
+    @property
+    def trusted(self) -> bool: ...
+
+
+class SyncCopy:
+    """Copies to one secondary for as long as `run` runs. All calls from one trio thread."""
+
+    def __init__(
+        self,
+        dial: Dial,
+        *,
+        volume: UUID,
+        site: str,
+        peer: str,
+        roles: Roles,
+        queue: _Queue,
+        area: Readable,
+        differing: Callable[[int], Sequence[Range] | None],
+        allocated: Callable[[], Sequence[Range]],
+        common_flush: Callable[[], int],
+        protect: bool = True,
+        protect_timeout_seconds: float = 10.0,
+        pair: Pair | None = None,
+        on_pair: Callable[[Pair], None] | None = None,
+        on_superseded: Callable[[Roles], None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`differing(n)`: the ranges that may differ from a secondary that has the stream up to n, or None.
+
+        None: not known; then `allocated()`, everything in use, is compared by hash. `common_flush()`: the
+        newest sequence known to be on stable storage at both. `pair`: the state on record, `on_pair` is told
+        every change of it. `on_superseded` is told the newer roles when the secondary has them.
+        """
+        self.on_received: Callable[[], None] | None = None
+        self.roles = roles
+        self.peer = peer
+        self._dial = dial
+        self._volume = volume
+        self._site = site
+        self._queue = queue
+        self._area = area
+        self._differing = differing
+        self._allocated = allocated
+        self._common_flush = common_flush
+        self._protect = protect
+        self._protect_timeout = protect_timeout_seconds
+        self._on_pair = on_pair
+        self._on_superseded = on_superseded
+        self._incarnation = str(uuid4())
+        self._backoff = Backoff(seed)
+        self._newest = queue.next_sequence - 1
+        self._received = 0
+        self._durable = 0
+        self._flush_wanted = 0
+        self._flush_sent = 0
+        self._in_step = False
+        self._initial = False
+        self._stream: SyncStream | None = None
+        self._resync: Resync | None = None
+        self._far: FarPosition | None = None
+        self._pair = pair or Pair(Kind.SYNC, State.DUPLEX_PENDING, time.time_ns(), "not connected yet")
+        if self._pair.state in (State.SIMPLEX, State.DUPLEX):
+            # On record from an earlier mount; whether it still holds, the secondary will say.
+            self._pair = Pair(Kind.SYNC, State.DUPLEX_PENDING, time.time_ns(), "not connected yet")
+        self._suspended = self._pair.state is State.SUSPEND
+        self._refusal: DeviceError | None = None
+        self._permanent: DeviceError | None = None
+        self._repaired = False
+        self._force_copy = False
+        self._out_since: float | None = None
+        self._progress = trio.lowlevel.ParkingLot()
+        self._attention = trio.Event()
+        self._flags_answered = 0
+        self._finished = False
+        self._markers: dict[int, dict[int, tuple[bytes, ...]]] = {}
+        self._marker_totals: dict[int, int] = {}
+
+    # --- what the virtual area asks (vsap.remote.RemoteCopy) --------------------------------------------
+
+    @property
+    def received_sequence(self) -> int:
+        """The secondary has acknowledged every entry up to here."""
+        return self._received
+
+    @property
+    def durable_sequence(self) -> int:
+        """The secondary has every entry up to here on stable storage."""
+        return self._durable
+
+    @property
+    def unprotected(self) -> bool:
+        """Writes are complete without the secondary: suspended, first copy, or behind and not protected."""
+        return self._suspended or (not self._in_step and (not self._protect or self._initial))
+
+    @property
+    def in_step(self) -> bool:
+        """The secondary confirmed that it has everything, and the connection stands."""
+        return self._in_step
+
+    @property
+    def pair(self) -> Pair:
+        """State of the pair, since when, and why; for status."""
+        return self._pair
+
+    @property
+    def behind_since(self) -> int | None:
+        """Unix nanoseconds since when writes are acknowledged without the secondary; None: they are not."""
+        return self._pair.since_ns if self.unprotected else None
+
+    @property
+    def remaining_bytes(self) -> int:
+        """Bytes that the copy under way still has to compare or copy; 0 without one."""
+        return self._resync.remaining_bytes if self._resync is not None else 0
+
+    def send(self, entry: Entry) -> None:
+        """Take the next entry; it is in the queue. Never waits, never raises."""
+        if entry.sequence <= self._newest:
+            return  # repeated after a restart: resuming reads it from the queue if the secondary lacks it
+        self._newest = entry.sequence
+        if self._stream is not None:
+            self._stream.offer(entry)
+
+    def request_flush(self, sequence: int) -> None:
+        """Ask the secondary to make everything up to `sequence` durable; never waits."""
+        if sequence > self._flush_wanted:
+            self._flush_wanted = sequence
+        self._send_flush()
+
+    def _send_flush(self) -> None:
+        stream = self._stream
+        if stream is not None and self._in_step and self._flush_wanted > max(self._durable, self._flush_sent):
+            stream.flush()
+            self._flush_sent = max(stream.sent, self._flush_wanted)
+
+    async def wait_received(self, sequence: int) -> None:
+        """Return when the secondary has everything up to `sequence`. DeviceError when protection gives up."""
+        while self._received < sequence and not self.unprotected:
+            self._raise_refusal()
+            await self._progress.park()
+        if self._permanent is not None and self._received < sequence:
+            raise self._permanent
+
+    async def wait_durable(self, sequence: int) -> None:
+        """Return when the secondary has all up to `sequence` durable; DeviceError as in wait_received."""
+        while self._durable < sequence and not self.unprotected:
+            self._raise_refusal()
+            await self._progress.park()
+        if self._permanent is not None and self._durable < sequence:
+            raise self._permanent
+
+    def refusal(self) -> DeviceError | None:
+        """Why a new write must be refused now; None if it need not."""
+        return self._permanent or self._refusal
+
+    def _raise_refusal(self) -> None:
+        refusal = self.refusal()
+        if refusal is not None:
+            raise DeviceError(refusal.errno, refusal.sentence)
+
+    # --- what the mount process asks --------------------------------------------------------------------
+
+    def far_position(self, epoch: int, sequence: int) -> None:
+        """Tell the secondary, in the stream, what the async site has made durable."""
+        self._far = FarPosition(epoch, sequence)
+        if self._stream is not None:
+            self._stream.far_position(self._far)
+
+    async def marker_digests(self, sequence: int) -> list[bytes]:
+        """The secondary's digests of a marker that was sent; the caller sets the deadline.
+
+        Raises PeerUnreachable if the connection is lost before the answer is here.
+        """
+        while True:
+            parts = self._markers.get(sequence, {})
+            have = sum(len(part) for part in parts.values())
+            if sequence in self._marker_totals and have == self._marker_totals[sequence]:
+                self._forget_marker(sequence)
+                return [digest for first in sorted(parts) for digest in parts[first]]
+            if self._stream is None:
+                raise PeerUnreachable(f"site {self.peer} is not connected: {self._pair.reason}")
+            await self._progress.park()
+
+    async def finish(self, timeout_seconds: float = 5.0) -> bool:
+        """Say good-bye: a last flush, noted as clean at the secondary; `run` returns. False if not heard."""
+        heard = False
+        with trio.move_on_after(timeout_seconds):
+            heard = self._in_step and await self._flush_with(FLUSH_CLEAN)
+        self._finished = True
+        self._attention.set()
+        if self._stream is not None:
+            self._stream.channel.close("the volume was unmounted")
+        return heard
+
+    async def suspend(self, reason: str, *, timeout_seconds: float = 5.0, force: bool = False) -> None:
+        """Go on without the secondary. It is told first, so that it never claims to have everything.
+
+        PeerUnreachable if it cannot be told; `force` then suspends all the same.
+        """
+        told = False
+        with trio.move_on_after(timeout_seconds):
+            told = self._in_step and await self._flush_with(FLUSH_SUSPEND)
+        if not told and self._protect and not force:
+            raise PeerUnreachable(
+                f"site {self.peer} cannot be told that the pair is suspended ({self._pair.reason}); "
+                "bring it back first, or force the suspension and never take over there"
+            )
+        self._suspended = True
+        self._event(Event.SUSPEND, reason)
+        if self._stream is not None:
+            self._stream.channel.close("the pair was suspended")
+        self._changed()
+
+    def resume(self, reason: str) -> None:
+        """End a suspension: what the secondary missed is sent or copied."""
+        if self._suspended:
+            self._suspended = False
+            self._event(Event.RESYNC, reason)
+            self._out_since = trio.current_time()
+            self._attention.set()
+            self._changed()
+
+    async def _flush_with(self, flags: int) -> bool:
+        stream = self._stream
+        if stream is None:
+            return False
+        self._flags_answered = 0
+        stream.flush(flags)
+        while self._flags_answered & flags != flags:
+            if self._stream is not stream:
+                return False
+            await self._progress.park()
+        return True
+
+    # --- the connection ---------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the secondary connected until cancelled, or until `finish`."""
+        self._out_since = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            task_status.started()
+            while not self._finished:
+                if self._suspended or self._permanent is not None:
+                    await self._attention.wait()
+                    self._attention = trio.Event()
+                    continue
+                await self._connect_once()
+            nursery.cancel_scope.cancel()
+
+    async def _connect_once(self) -> None:
+        try:
+            channel = await self._dial()
+            try:
+                await self._converse(channel)
+            finally:
+                channel.close()
+        except _FAILURES as error:
+            self._lost(error)
+        if not (self._finished or self._suspended or self._permanent is not None):
+            with trio.move_on_after(self._backoff.failed()):
+                await self._attention.wait()
+
+    async def _converse(self, channel: Channel) -> None:
+        welcome = await greet(channel, self._hello(), volume=self._volume.bytes)
+        if welcome.roles is not None and welcome.roles.epoch > self.roles.epoch:
+            raise PeerRefused(f"site {self.peer} is in a newer epoch", welcome.roles, RefusalCode.SUPERSEDED)
+        self._stream = stream = SyncStream(
+            channel,
+            volume=self._volume.bytes,
+            epoch=self.roles.epoch,
+            queue=self._queue,
+            area=self._area,
+            sent=welcome.received_sequence,
+            newest=lambda: self._newest,
+            copy_from=lambda: self._begin_copy(welcome),
+        )
+        stream.far = self._far
+        self._flush_sent = 0
+        failures: list[Exception] = []
+        try:
+            self._resume_from(stream, welcome)
+            async with trio.open_nursery() as nursery:
+
+                async def guarded(work: Callable[[], Awaitable[None]]) -> None:
+                    try:
+                        await work()
+                    except _FAILURES as error:
+                        failures.append(error)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(channel.run)
+                nursery.start_soon(guarded, stream.pump)
+                nursery.start_soon(guarded, self._read)
+        finally:
+            stream.live = False
+            self._stream = None
+        if failures:
+            raise failures[0]
+
+    def _hello(self) -> Hello:
+        return Hello(
+            version=PROTOCOL_VERSION,
+            site=self._site,
+            purpose="sync",
+            volume=str(self._volume),
+            size_bytes=self._area.size_bytes,
+            roles=self.roles,
+            incarnation=self._incarnation,
+            newest_sequence=self._newest,
+            common_flush_sequence=self._common_flush(),
+            protect=self._protect,
+        )
+
+    def _resume_from(self, stream: SyncStream, welcome: Welcome) -> None:
+        """Decide how to bring the secondary level: from the queue, by the copy under way, by a new one."""
+        resync = self._resync
+        on_our_history = (
+            not welcome.has_volume
+            or welcome.position_epoch == self.roles.epoch
+            or welcome.position_sequence == self.roles.start_sequence
+        )
+        if not welcome.copy_sequence and not self._force_copy and on_our_history:
+            self._resync = None
+            if (self._queue.trusted or self._repaired) and welcome.received_sequence <= self._newest:
+                self._received, self._durable = welcome.received_sequence, welcome.durable_sequence
+                missing = self._newest - welcome.received_sequence
+                self._event(Event.PEER_BEHIND, f"site {self.peer} is connected, {missing} entries are sent")
+                self._changed()
+                return
+        elif (
+            resync is not None
+            and welcome.copy_sequence
+            and resync.incarnation == welcome.incarnation
+            and not self._force_copy
+        ):
+            resync.reconnected()
+            stream.sent, stream.resync = welcome.copy_sequence, resync
+            event = Event.PEER_EMPTY if resync.initial else Event.PEER_BEHIND
+            self._event(event, f"the copy to site {self.peer} goes on")
+            self._changed()
+            return
+        stream.begin_copy(self._begin_copy(welcome, known=on_our_history))
+
+    def _begin_copy(self, welcome: Welcome, *, known: bool = True) -> Resync:
+        """Plan a copy: the ranges that may differ, or a comparison of everything in use."""
+        self._force_copy = False
+        self._in_step = False
+        # Epoch 0: no copy to it was ever complete, so that nothing was ever promised on its account.
+        self._initial = not welcome.has_volume or welcome.position_epoch == 0
+        if not welcome.has_volume:
+            resync = Resync(welcome.incarnation, copy=self._allocated(), initial=True)
+            self._event(Event.PEER_EMPTY, f"site {self.peer} is empty, everything in use is copied")
+        else:
+            # After a crash of this host it is this site that may lack what the secondary received.
+            start = min(welcome.received_sequence, self._common_flush())
+            ranges = self._differing(start) if known and welcome.received_sequence <= self._newest else None
+            if ranges is not None:
+                resync = Resync(welcome.incarnation, copy=ranges)
+                reason = f"what was written after sequence {start} is copied to site {self.peer}"
+            else:
+                resync = Resync(welcome.incarnation, compare=self._allocated())
+                reason = f"it is not known what site {self.peer} lacks, everything in use is compared"
+            self._event(Event.PEER_BEHIND, reason)
+        self._resync = resync
+        if self._out_since is None:
+            self._out_since = trio.current_time()
+        self._changed()
+        return resync
+
+    async def _read(self) -> None:
+        stream = self._stream
+        assert stream is not None
+        while True:
+            changed = False
+            for frame in await stream.channel.receive():
+                if frame.type is FrameType.RECEIVED:
+                    self._on_received(stream, frame)
+                    changed = True
+                elif frame.type is FrameType.FLUSHED:
+                    self._on_flushed(frame)
+                elif frame.type is FrameType.DIFFER:
+                    self._on_differ(stream, frame)
+                elif frame.type is FrameType.MARKER_DIGESTS:
+                    self._on_digests(frame)
+                else:
+                    raise_if_refused(frame)
+                    raise RemoteProtocolError(f"a {frame.type.name} frame has no place here")
+            if changed and self.on_received is not None:
+                self.on_received()
+            self._progress.unpark_all()
+
+    def _on_received(self, stream: SyncStream, frame: Frame) -> None:
+        copied = decode_received(frame)
+        if frame.sequence > stream.sent:
+            raise RemoteProtocolError(
+                f"site {self.peer} acknowledges {frame.sequence}, {stream.sent} was sent last"
+            )
+        if stream.resync is not None:
+            stream.resync.acknowledged(copied)
+            if not frame.flags & RECEIVED_IN_STEP:
+                stream.wake()
+                return
+        self._received = max(self._received, frame.sequence)
+        if frame.flags & RECEIVED_IN_STEP and stream.marked and not self._in_step:
+            self._now_in_step(stream, frame.sequence)
+
+    def _now_in_step(self, stream: SyncStream, sequence: int) -> None:
+        stream.resync = self._resync = None
+        self._durable = max(self._durable, sequence)
+        self._in_step = True
+        self._initial = False
+        self._repaired = True
+        self._refusal = None
+        self._out_since = None
+        self._backoff.succeeded()
+        self._event(Event.IN_STEP, f"site {self.peer} has everything")
+        self._send_flush()
+
+    def _on_flushed(self, frame: Frame) -> None:
+        self._flags_answered |= frame.flags
+        if self._in_step and frame.sequence <= self._received:
+            self._durable = max(self._durable, frame.sequence)
+
+    def _on_differ(self, stream: SyncStream, frame: Frame) -> None:
+        if stream.resync is None:
+            raise RemoteProtocolError("a DIFFER frame arrived and nothing is compared")
+        stream.resync.answered(frame.sequence, decode_differ(frame))
+        stream.wake()
+
+    def _on_digests(self, frame: Frame) -> None:
+        answer = decode_marker_digests(frame)
+        self._marker_totals[frame.sequence] = answer.total
+        self._markers.setdefault(frame.sequence, {})[answer.first] = answer.digests
+        while len(self._markers) > _MARKERS_KEPT:
+            self._forget_marker(min(self._markers))
+
+    def _forget_marker(self, sequence: int) -> None:
+        self._markers.pop(sequence, None)
+        self._marker_totals.pop(sequence, None)
+
+    # --- states -----------------------------------------------------------------------------------------
+
+    def _lost(self, error: Exception) -> None:
+        """The connection ended, or none could be made."""
+        if self._in_step:
+            self._backoff.succeeded()
+        self._in_step = False
+        if self._out_since is None:
+            self._out_since = trio.current_time()
+        if isinstance(error, PeerRefused):
+            self._refused(error)
+        elif not self._finished:
+            self._event(Event.UNREACHABLE, str(error))
+        self._changed()
+
+    def _refused(self, error: PeerRefused) -> None:
+        self._event(Event.REFUSED, error.sentence)
+        if error.code == RefusalCode.GAP:
+            self._force_copy = True
+        if error.roles is not None and error.roles.epoch > self.roles.epoch:
+            self._permanent = DeviceError(errno.EROFS, error.sentence)
+            if self._on_superseded is not None:
+                self._on_superseded(error.roles)
+
+    def _event(self, event: Event, reason: str) -> None:
+        if self._pair.state is State.SIMPLEX or (self._suspended and event is Event.IN_STEP):
+            return
+        before = self._pair
+        self._pair = before.after(event, reason, time.time_ns())
+        if self._on_pair is not None and self._pair != before:
+            self._on_pair(self._pair)
+
+    def _changed(self) -> None:
+        """Whoever waits looks again: `unprotected`, the refusal or a sequence may have changed."""
+        if self.unprotected:
+            self._refusal = None
+        if self.on_received is not None:
+            self.on_received()
+        self._progress.unpark_all()
+
+    async def _watch(self) -> None:
+        """Refuse writes when the secondary was out of step for too long; drop one that no longer answers."""
+        tick = self._protect_timeout / _TICKS
+        stalled = 0.0
+        last = (0, 0)
+        before = trio.current_time()
+        while True:
+            await trio.sleep(tick)
+            now = trio.current_time()
+            out = self._out_since
+            if (
+                out is not None
+                and now - out >= self._protect_timeout
+                and not self.unprotected
+                and self._refusal is None
+            ):
+                self._refusal = DeviceError(errno.EIO, self._refusal_sentence())
+                self._changed()
+            stream = self._stream
+            state = (self._received, self._resync.copied_bytes if self._resync is not None else 0)
+            waiting = stream is not None and self._received < stream.sent
+            stalled = stalled + min(now - before, 2 * tick) if waiting and state == last else 0.0
+            last, before = state, now
+            if stream is not None and stalled >= self._protect_timeout:
+                stalled = 0.0
+                stream.channel.close(
+                    f"site {self.peer} has acknowledged nothing for {self._protect_timeout:g} s"
+                )
+
+    def _refusal_sentence(self) -> str:
+        return (
+            f"writes are refused because site {self.peer} does not receive them: {self._pair.reason} "
+            f"({self._pair.state} since {time_text(self._pair.since_ns)}); they go on by themselves when it "
+            f"is back: start its daemon or repair the network, or run `trisite pair suspend`"
+        )
