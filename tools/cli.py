@@ -30,7 +30,7 @@ COMMANDS: Final = {
     "mount": "tools.mount:mount",
     "umount": "tools.mount:umount",
     "status": "tools.status:status",
-    "pair": "tools.pair:app",
+    "pair": "tools.pair:pair",
     "failover": "tools.failover:failover",
     "failback": "tools.failover:failback",
     "recover": "tools.recover:recover",
