@@ -6,11 +6,9 @@ from uuid import UUID
 
 from xxhash import xxh3_64_intdigest
 
-from jfs.device import BLOCK_BYTES
+from jfs.device import BLOCK_BYTES as BLOCK_BYTES
 from jfs.errors import CorruptionError
 from jfs.record import Field, Record
-
-__all__ = ["BLOCK_BYTES"]
 
 FORMAT_VERSION = 1
 NODE_BYTES = 16384

@@ -1,33 +1,37 @@
 """Changes over the tree that live in memory: a map of keys that can also be walked in order."""
 
 from bisect import bisect_left, bisect_right, insort
+from enum import Enum
 from typing import Final
 
 PREFIX_BYTES = 9  # inode and kind
 
 
-class Absent:
-    """The type of ABSENT: an overlay says nothing about a key (None says: deleted)."""
+class Absent(Enum):
+    """What an overlay says of a key that it knows nothing about (None says: deleted)."""
+
+    ABSENT = 0
 
 
-ABSENT: Final = Absent()
+ABSENT: Final = Absent.ABSENT
 
 
 class Overlay:
-    """key -> value, or None for deleted. Keys of one inode and kind are kept sorted; writes cost about 1 us."""
+    """key -> value, or None for deleted. Keys of one inode and kind stay sorted; a write is about 1 us."""
 
     __slots__ = ("_prefixes", "_sorted", "items", "value_bytes")
 
     def __init__(self) -> None:
         self.items: dict[bytes, bytes | None] = {}
-        self.value_bytes = 0  # upper bound: replaced values count again
+        self.value_bytes = 0
         self._sorted: dict[bytes, list[bytes]] = {}
         self._prefixes: list[bytes] | None = []
 
     def set(self, key: bytes, value: bytes | None) -> None:
         """Record a value, or a deletion (None)."""
         items = self.items
-        if key not in items:
+        old = items.get(key, ABSENT)
+        if old is Absent.ABSENT:
             prefix = key[:PREFIX_BYTES]
             keys = self._sorted.get(prefix)
             if keys is None:
@@ -37,6 +41,8 @@ class Overlay:
                 keys.append(key)
             else:
                 insort(keys, key)
+        elif old is not None:
+            self.value_bytes -= len(old)
         items[key] = value
         if value is not None:
             self.value_bytes += len(value)

@@ -1,29 +1,64 @@
-"""The store: items and blocks under one file system, atomic and durable by commit."""
+"""The store: items and blocks under one file system, atomic and durable by commit.
 
+Everything that does not wait is plain synchronous code, so between two awaits the state is consistent.
+"""
+
+import errno
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import trio
 
+from jfs.checkpoint import Checkpoint
+from jfs.commit import (
+    Housekeeping,
+    LogFull,
+    coarsen,
+    issue_changes,
+    issue_intent,
+    names_to_renew,
+    ripe_names,
+)
+from jfs.coverage import CoveragePolicy
 from jfs.device import BLOCK_BYTES, BlockDevice, Buffer
-from jfs.errors import NoSpace
-from jfs.layout import FIRST_FILE_INO, Superblock
-from jfs.overlay import ABSENT, Overlay
+from jfs.errors import DeviceError, FileSystemError, NoSpace
+from jfs.freemap import Run
+from jfs.layout import LOG_INO, VALUE_LIMIT_BYTES, Superblock
+from jfs.mkfs import FIRST_SEGMENTS
+from jfs.replay import DEFAULT_CACHE_BYTES, attach_log, load_volume
+from jfs.tree import Item
+from jfs.volume import Changes, Volume
+
+logger = logging.getLogger(__name__)
+COARSEN = "coarsen"
+WAIT = "wait"
+TICK_SECONDS = 1.0
+ROOM_TRIES = 8
+WAIT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """How a store behaves."""
+    """How a store behaves. `epoch` is written with the next superblock if it is a higher one."""
 
     commit_seconds: float = 5.0
+    idle_checkpoint_seconds: float = 3.0
     linger_seconds: float = 2.0
-    on_log_full: str = "coarsen"
+    on_log_full: str = COARSEN  # or WAIT: commits wait for the far site rather than name files less precisely
+    checkpoint_bytes: int = 16 << 20  # of log, between two checkpoints; at most a quarter of the log's limit
+    overlay_items: int = 200_000
+    overlay_bytes: int = 32 << 20
+    pending_items: int = 20_000
+    pending_bytes: int = 4 << 20
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    epoch: int = 0
+    coverage: CoveragePolicy = field(default_factory=CoveragePolicy)
 
 
 @dataclass(frozen=True)
 class LogStatus:
-    """What the log names now."""
+    """What the log names now, the bytes from its tail to its end, and the size it may grow to."""
 
     files: int
     bytes: int
@@ -32,7 +67,7 @@ class LogStatus:
 
 @dataclass(frozen=True)
 class Statistics:
-    """For statfs. Blocks of 4096 bytes."""
+    """For statfs, in blocks of 4096 bytes. Blocks freed since the last commit count as free."""
 
     total_blocks: int
     free_blocks: int
@@ -40,101 +75,421 @@ class Statistics:
     inodes: int
 
 
-class Store:
-    """First version: everything in memory, the same interface as the final one."""
+class _Round:
+    """One commit that several callers share."""
 
-    def __init__(self, device: BlockDevice, superblock: Superblock) -> None:
-        self.device = device
-        self.superblock = superblock
+    def __init__(self) -> None:
+        self.led = False
+        self.over = trio.Event()
+        self.succeeded = False
+        self.error: Exception | None = None
+
+
+class Store:
+    """See the module. Open with `Store.open`; a writable store must be closed.
+
+    Data: allocate, write_data(new=True) and put the extent before the commit that shall make it reachable.
+    NoSpace from allocate may be cured by a commit if blocks were freed since the last one (`pinned_blocks`).
+    """
+
+    def __init__(self, volume: Volume, options: StoreOptions) -> None:
+        self.volume = volume
+        self.options = options
         self.before_commit: list[Callable[[], None]] = []
-        self._overlay = Overlay()
-        self._next_ino = FIRST_FILE_INO
-        self._next_block = 64
-        self._free: set[int] = set()
+        self._device = volume.device
+        self._coverage = volume.coverage
+        self._flushed_sequence = 0
+        self._issued_frees: list[Run] = []
+        self._round = _Round()
+        self._round_lock = trio.Lock()
+        self._issue_lock = trio.Lock()
+        self._checkpoint_lock = trio.Lock()
+        self._unfinished: Checkpoint | None = None
+        self._ripe_files: list[int] = []
+        self._retire = False
+        self._wake = trio.Event()
+        self._last_commit = trio.current_time()
+        self._run_scope: trio.CancelScope | None = None
+        self._run_over = trio.Event()
+        if volume.log is not None:
+            log_bytes = volume.log.capacity_bytes()
+            self._checkpoint_bytes = min(options.checkpoint_bytes, log_bytes // 4)
+            self._pending_bytes = min(options.pending_bytes, log_bytes // 16)
 
     @classmethod
     async def open(
-        cls, device: BlockDevice, *, read_only: bool = False, options: StoreOptions = StoreOptions()
+        cls, device: BlockDevice, *, read_only: bool = False, options: StoreOptions | None = None
     ) -> "Store":
-        superblock = Superblock.decode(device.read(0, BLOCK_BYTES))
-        return cls(device, superblock)
+        """Read the volume and replay its log. CorruptionError if it cannot be read; DeviceError."""
+        options = options or StoreOptions()
+        policy = replace(options.coverage, linger_ns=int(options.linger_seconds * 1e9))
+        volume, end = load_volume(device, policy=policy, cache_bytes=options.cache_bytes)
+        if not read_only:
+            # What was replayed may so far be only in a cache; its freed blocks are about to be used again.
+            await device.flush()
+            attach_log(volume, end)
+            epoch = max(options.epoch, volume.superblock.epoch)
+            volume.changed = volume.changed or epoch != volume.superblock.epoch
+            volume.superblock = replace(volume.superblock, epoch=epoch)
+        store = cls(volume, options)
+        store._flushed_sequence = device.issued_sequence
+        return store
+
+    @property
+    def superblock(self) -> Superblock:
+        """The one of the last checkpoint."""
+        return self.volume.superblock
+
+    @property
+    def pinned_blocks(self) -> int:
+        """Blocks freed since the last commit: the next one makes them allocatable."""
+        return self.volume.free_map.pinned_blocks
+
+    # -- items -------------------------------------------------------------
 
     def get(self, key: bytes) -> bytes | None:
-        return self._overlay.items.get(key)
+        return self.volume.get(key)
 
     def put(self, key: bytes, value: bytes) -> None:
-        self._overlay.set(key, value)
+        """Set an item; the record that makes it durable names the inode in the key."""
+        if len(value) > VALUE_LIMIT_BYTES:
+            raise ValueError(f"a value of {len(value)} bytes is longer than {VALUE_LIMIT_BYTES}")
+        volume = self.volume
+        volume.set(key, value)
+        volume.pending.items[key] = value
+        volume.pending.value_bytes += len(value)
 
     def delete(self, key: bytes) -> None:
-        self._overlay.set(key, None)
+        """Remove an item; harmless if there is none."""
+        volume = self.volume
+        volume.set(key, None)
+        volume.pending.items[key] = None
 
-    def scan(self, first: bytes, last: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Items from `first` to `last`; the caller may change the store between two of them."""
-        while True:
-            page = self._overlay.page(first, last, 256)
-            for key in page:
-                value = self._overlay.items[key]
-                if value is not None:
-                    yield key, value
-            if len(page) < 256:
-                return
-            first = page[-1] + b"\0"
+    def scan(self, first: bytes, last: bytes) -> Iterator[Item]:
+        """Items from `first` to `last` inclusive, ascending. May be changed meanwhile: see Volume.scan."""
+        return self.volume.scan(first, last)
 
-    def floor(self, key: bytes) -> tuple[bytes, bytes] | None:
-        while (found := self._overlay.floor(key)) is not None:
-            value = self._overlay.items[found]
-            if value is not None:
-                return found, value
-            key = (
-                found[:9] + (int.from_bytes(found[9:], "big") - 1).to_bytes(8, "big")
-                if found[9:].strip(b"\0")
-                else b""
-            )
-        return None
-
-    def allocate(self, ino: int, count: int, near: int = 0) -> list[tuple[int, int]]:
-        if self._next_block + count > self.superblock.total_blocks:
-            raise NoSpace
-        start = self._next_block
-        self._next_block += count
-        return [(start, count)]
-
-    def free(self, ino: int, start: int, count: int) -> None:
-        self._free.update(range(start, start + count))
-
-    def write_data(self, ino: int, file_block: int, start_block: int, data: Buffer, *, new: bool) -> int:
-        return self.device.write(start_block * BLOCK_BYTES, data)
-
-    def read_data(self, start_block: int, count: int) -> bytes:
-        return self.device.read(start_block * BLOCK_BYTES, count * BLOCK_BYTES)
+    def floor(self, key: bytes) -> Item | None:
+        """The greatest item whose key is <= `key`, of the same inode and kind."""
+        return self.volume.floor(key)
 
     def allocate_ino(self) -> int:
-        """An inode number never used before."""
-        self._next_ino += 1
-        return self._next_ino - 1
+        """An inode number that no file had up to the last commit."""
+        ino = self.volume.next_ino
+        self.volume.next_ino = ino + 1
+        return ino
+
+    # -- blocks ------------------------------------------------------------
+
+    def allocate(self, ino: int, count: int, near: int = 0) -> list[Run]:
+        """Take blocks for a file, at block `near` if that is free, as (start, count). NoSpace takes none."""
+        self._check_writable()
+        volume = self.volume
+        runs = volume.free_map.allocate(count, near)
+        volume.pending.allocations.setdefault(ino, []).extend(runs)
+        return runs
+
+    def free(self, ino: int, start: int, count: int) -> None:
+        """Give blocks back; they can be allocated again when the batch that frees them is durable."""
+        self._check_writable()
+        self.volume.free_map.pin(start, count)
+        self.volume.pending.frees.setdefault(ino, []).append((start, count))
+
+    def write_data(self, ino: int, file_block: int, start_block: int, data: Buffer, *, new: bool) -> int:
+        """Write whole blocks of a file at `start_block`; returns the sequence of the write.
+
+        `new`: the blocks were allocated since the last commit, so nothing reachable is overwritten. Otherwise
+        the file and the range are named in the log first (I1). NoSpace if the log has no room even for that.
+        """
+        self._check_writable()
+        volume = self.volume
+        count = len(data) // BLOCK_BYTES
+        if new:
+            sequence = self._device.write(start_block * BLOCK_BYTES, data)
+            self._coverage.wrote_new(ino, file_block, count, sequence)
+            volume.pending.new_sequence = sequence
+            self._coverage.wrote(ino, sequence, volume.now_ns())
+            return sequence
+        if not self._coverage.covers(ino, file_block, count):
+            issue_intent(volume, ino, file_block, count)
+        sequence = self._device.write(start_block * BLOCK_BYTES, data)
+        self._coverage.wrote(ino, sequence, volume.now_ns())
+        return sequence
+
+    def read_data(self, start_block: int, count: int) -> bytes:
+        return self._device.read(start_block * BLOCK_BYTES, count * BLOCK_BYTES)
+
+    def _check_writable(self) -> None:
+        if self.volume.log is None:
+            raise FileSystemError(errno.EROFS)
+
+    # -- commit ------------------------------------------------------------
 
     async def commit(self) -> None:
+        """Everything done before the call is durable. Concurrent callers share the work.
+
+        DeviceError: it may not be durable; nothing is lost from memory, and a later commit tries again.
+        """
+        while True:
+            round_ = self._round
+            if round_.led:
+                await round_.over.wait()
+                if round_.error is not None:
+                    raise round_.error
+                if round_.succeeded:
+                    return
+                continue  # its leader was cancelled before it began
+            round_.led = True
+            try:
+                async with self._round_lock:
+                    self._round = _Round()
+                    with trio.CancelScope(shield=True):
+                        await self._commit_now()
+                round_.succeeded = True
+            except (DeviceError, FileSystemError) as error:
+                round_.error = error
+                raise
+            finally:
+                if self._round is round_:
+                    self._round = _Round()
+                round_.over.set()
+            return
+
+    async def _commit_now(self) -> None:
+        if self.volume.log is None:
+            if not self.volume.pending.is_empty():
+                raise FileSystemError(errno.EROFS)
+            return
+        self._last_commit = trio.current_time()
+        for _ in range(ROOM_TRIES):
+            await self._make_room()
+            try:
+                await self._issue_pending()
+                break
+            except LogFull:
+                await self.checkpoint()
+        else:
+            raise LogFull
+        if self._device.issued_sequence > self._flushed_sequence:
+            await self._flush()
+        log = self.volume.writer()
+        if log.appended_bytes > self._checkpoint_bytes:
+            self._wake.set()
+
+    async def _issue_pending(self) -> None:
+        """Take everything pending as one batch and issue it, its data durable before."""
+        async with self._issue_lock:
+            changes = self._capture()
+            try:
+                await self._flush_new_data(changes)
+                issue_changes(self.volume, changes, self._names_to_retire())
+            except BaseException:
+                self._give_back(changes)
+                raise
+            self._note_frees(changes)
+
+    def _capture(self) -> Changes:
         for hook in self.before_commit:
             hook()
-        await self.device.flush()
+        changes = self.volume.pending
+        self.volume.pending = Changes()
+        changes.new = self._coverage.take_new()
+        return changes
+
+    def _give_back(self, changes: Changes) -> None:
+        changes.absorb(self.volume.pending)
+        self._coverage.give_back(changes.new)
+        changes.new = {}
+        self.volume.pending = changes
+
+    def _note_frees(self, changes: Changes) -> None:
+        for runs in changes.frees.values():
+            self._issued_frees += runs
+
+    async def _flush_new_data(self, changes: Changes) -> None:
+        if changes.new_sequence > self._flushed_sequence:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        """Flush the device; then what was freed by batches issued before may be used again."""
+        sequence = self._device.issued_sequence
+        lsn = self.volume.writer().place.lsn
+        frees, self._issued_frees = self._issued_frees, []
+        try:
+            await self._device.flush()
+        except BaseException:
+            self._issued_frees = frees + self._issued_frees
+            raise
+        self._flushed_sequence = max(self._flushed_sequence, sequence)
+        log = self.volume.writer()
+        log.durable_lsn = max(log.durable_lsn, lsn)
+        for start, count in frees:
+            self.volume.free_map.unpin(start, count)
+
+    def _names_to_retire(self) -> Housekeeping:
+        """What the last tick found ripe: looking through all names at every commit would cost too much."""
+        files, self._ripe_files = self._ripe_files, []
+        retire, self._retire = self._retire, False
+        return ripe_names(self.volume, files) if retire else Housekeeping()
+
+    async def _make_room(self) -> None:
+        """Let the log have room for what is pending, by checkpoints if need be."""
+        log = self.volume.writer()
+        while not log.has_room(self.volume.pending.size_bytes()):
+            recycled = len(log.segments)
+            await self.checkpoint()
+            if len(log.segments) < recycled or self.options.on_log_full != WAIT:
+                return  # LogFull says if that was not enough
+            await trio.sleep(WAIT_SECONDS)
+
+    # -- checkpoint --------------------------------------------------------
 
     async def checkpoint(self) -> None:
-        await self.commit()
+        """Everything done before the call is in the tree; the log before it goes as coverage allows."""
+        await self._checkpoint(clean=False)
+
+    async def _checkpoint(self, *, clean: bool) -> None:
+        self._check_writable()
+        async with self._checkpoint_lock:
+            with trio.CancelScope(shield=True):
+                if self._unfinished is not None:
+                    await self._finish_checkpoint()
+                checkpoint = await self._freeze(clean=clean)
+                if checkpoint is None:
+                    return
+                try:
+                    await checkpoint.merge()
+                    await self._flush()
+                    checkpoint.issue_superblock(clean=clean)
+                except BaseException:
+                    checkpoint.abandon()
+                    raise
+                self._unfinished = checkpoint
+                await self._finish_checkpoint()
+                self._give_segments_back()
+
+    async def _freeze(self, *, clean: bool) -> Checkpoint | None:
+        """Freeze the changes and issue the batch that completes them; None if there is nothing to write."""
+        volume, log = self.volume, self.volume.writer()
+        async with self._issue_lock:
+            changes = self._capture()
+            superblock = volume.superblock
+            is_marked = not clean or (superblock.clean and log.place == superblock.checkpoint)
+            if is_marked and changes.is_empty() and not volume.changed and len(log.segments) == 1:
+                return None
+            checkpoint = Checkpoint(volume)
+            try:
+                await self._flush_new_data(changes)
+                issue_changes(volume, changes, self._housekeeping())
+            except BaseException:
+                checkpoint.abandon()
+                self._give_back(changes)
+                raise
+            self._note_frees(changes)
+            checkpoint.logged()
+        return checkpoint
+
+    def _housekeeping(self) -> Housekeeping:
+        volume, log, coverage = self.volume, self.volume.writer(), self._coverage
+        housekeeping = ripe_names(volume, list(coverage.files))
+        if self.options.on_log_full == COARSEN and coverage.is_too_large(log.owned_bytes() // 8):
+            coarsen(volume, housekeeping)
+        cheap = coverage.size_bytes() < log.segment_blocks * BLOCK_BYTES // 4
+        if cheap or len(log.segments) > log.segment_limit // 2 or not log.has_room(0):
+            names_to_renew(volume, housekeeping)
+        return housekeeping
+
+    async def _finish_checkpoint(self) -> None:
+        """The superblock is issued: once it is durable, the old state is free. Tried again after an error."""
+        assert self._unfinished is not None
+        await self._flush()
+        self._unfinished.finish()
+        self._unfinished = None
+
+    def _give_segments_back(self) -> None:
+        """A log that has grown gives half of the segments it does not need back."""
+        log = self.volume.writer()
+        surplus = (len(log.segments) + len(log.spares) - FIRST_SEGMENTS) // 2
+        for _ in range(min(surplus, len(log.spares) - FIRST_SEGMENTS)):
+            self.free(LOG_INO, log.spares.pop(), log.segment_blocks)
+
+    # -- background --------------------------------------------------------
 
     async def throttle(self) -> None:
-        return
+        """Hold a caller up while there are too many uncommitted changes or too much waits in memory."""
+        volume, options = self.volume, self.options
+        pending = volume.pending
+        if len(pending.items) > options.pending_items or pending.value_bytes > self._pending_bytes:
+            await self.commit()
+        overlay = volume.overlay
+        if len(overlay) > options.overlay_items or overlay.value_bytes > options.overlay_bytes:
+            if len(overlay) < 2 * options.overlay_items and overlay.value_bytes < 2 * options.overlay_bytes:
+                self._wake.set()
+            else:
+                await self.checkpoint()
 
     async def run(self) -> None:
-        while True:
-            await trio.sleep(5)
+        """Commit, checkpoint and retire names from time to time, until cancelled or closed."""
+        with trio.CancelScope() as scope:
+            self._run_scope = scope
+            try:
+                while True:
+                    with trio.move_on_after(TICK_SECONDS):
+                        await self._wake.wait()
+                    self._wake = trio.Event()
+                    try:
+                        await self._tick()
+                    except (DeviceError, NoSpace) as error:
+                        logger.warning("the file system could not write what is pending: %s", error)
+            finally:
+                self._run_scope = None
+                self._run_over.set()
+
+    async def _tick(self) -> None:
+        volume, log, options = self.volume, self.volume.writer(), self.options
+        overlay = volume.overlay
+        idle_seconds = trio.current_time() - self._last_commit
+        if (
+            log.appended_bytes > self._checkpoint_bytes
+            or len(overlay) > options.overlay_items
+            or overlay.value_bytes > options.overlay_bytes
+            or (
+                volume.changed
+                and volume.pending.is_empty()
+                and idle_seconds > options.idle_checkpoint_seconds
+            )
+        ):
+            await self.checkpoint()
+        self._ripe_files, ripe_regions = self._coverage.ripe(volume.far_state())
+        is_due = idle_seconds > options.commit_seconds and self._has_unflushed()
+        if is_due or self._ripe_files or ripe_regions:
+            self._retire = True
             await self.commit()
 
+    def _has_unflushed(self) -> bool:
+        for hook in self.before_commit:
+            hook()
+        return not self.volume.pending.is_empty() or self._device.issued_sequence > self._flushed_sequence
+
     async def close(self) -> None:
-        await self.checkpoint()
+        """Commit, checkpoint, mark the volume clean. DeviceError leaves it to replay."""
+        if self._run_scope is not None:
+            self._run_scope.cancel()
+            await self._run_over.wait()
+        if self.volume.log is not None:
+            await self.commit()
+            await self._checkpoint(clean=True)
+
+    # -- what an operator asks ---------------------------------------------
 
     def log_status(self) -> LogStatus:
-        return LogStatus(0, 0, 4 << 20)
+        log = self.volume.log
+        if log is None:
+            return LogStatus(len(self._coverage.files), 0, 0)
+        return LogStatus(len(self._coverage.files), log.used_bytes(), log.capacity_bytes())
 
     def statistics(self) -> Statistics:
-        free = self.superblock.total_blocks - self._next_block + len(self._free)
-        return Statistics(self.superblock.total_blocks, free, free, 1)
+        free_map = self.volume.free_map
+        free = free_map.free_blocks + free_map.pinned_blocks
+        available = max(free - free_map.reserve_blocks, 0)
+        return Statistics(free_map.total_blocks, free, available, self.volume.inodes)

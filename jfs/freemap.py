@@ -1,0 +1,369 @@
+"""The free map: which blocks are used, in groups of 8192 blocks, loaded when they are needed.
+
+A group that has no item is all free, so an empty volume of any size costs nothing. In memory a group is a
+bitarray of *busy* blocks: used, or freed and still *pinned* because the freeing is not durable yet.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+
+from bitarray import bitarray
+from bitarray.util import zeros
+
+from jfs.errors import CorruptionError, NoSpace
+from jfs.layout import FREE_MAP_INO, GROUP, GROUP_BLOCKS, NODE_BLOCKS, SUPERBLOCK_SLOTS, make_key
+
+Run = tuple[int, int]  # first block, blocks
+LoadGroup = Callable[[int], bytes | None]
+
+ALL_USED = b"\x01"
+PREFIX = 2
+BITMAP = 3
+_PREFIX_VALUE = struct.Struct("<BH")
+GROUP_BYTES = GROUP_BLOCKS // 8
+FIRST_BLOCK = len(SUPERBLOCK_SLOTS)
+CONTIGUOUS_BLOCKS = 1024  # a run of this length is as good as any longer one
+PATIENCE_GROUPS = 4  # groups searched for a long run before short ones are taken
+CACHED_GROUPS = 4096
+
+
+def encode_group(bits: bitarray) -> bytes | None:
+    """The shortest value for a group; None (no item) if all is free."""
+    used = bits.count()
+    if used == 0:
+        return None
+    if used == GROUP_BLOCKS:
+        return ALL_USED
+    if bits.find(0) == used:
+        return _PREFIX_VALUE.pack(PREFIX, used)
+    return bytes((BITMAP,)) + bits.tobytes()
+
+
+def decode_group(value: bytes | None, group: int) -> bitarray:
+    """The bits of a group, 1 is used; CorruptionError if the value cannot be one."""
+    bits = zeros(GROUP_BLOCKS, "little")
+    if value is None:
+        return bits
+    if value == ALL_USED:
+        bits.setall(1)
+    elif len(value) == _PREFIX_VALUE.size and value[0] == PREFIX:
+        bits[: _PREFIX_VALUE.unpack(value)[1]] = 1
+    elif len(value) == 1 + GROUP_BYTES and value[0] == BITMAP:
+        bits = bitarray(endian="little")
+        bits.frombytes(value[1:])
+    else:
+        raise CorruptionError(f"the free map item of group {group} cannot be read")
+    return bits
+
+
+def pieces(start: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """A run cut at group boundaries: (group, first bit, bits)."""
+    while count > 0:
+        group, bit = divmod(start, GROUP_BLOCKS)
+        part = min(count, GROUP_BLOCKS - bit)
+        yield group, bit, part
+        start += part
+        count -= part
+
+
+def join_runs(runs: list[Run]) -> list[Run]:
+    """The same blocks in the same order, neighbours as one run."""
+    joined: list[Run] = []
+    for start, count in runs:
+        if joined and joined[-1][0] + joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], joined[-1][1] + count)
+        else:
+            joined.append((start, count))
+    return joined
+
+
+class FrozenMap:
+    """The map as a checkpoint writes it: the state at the freeze, and the checkpoint's own changes."""
+
+    def __init__(self, dirty: dict[int, bitarray], load: LoadGroup, used_free_blocks: int) -> None:
+        self._groups = dirty
+        self._load = load
+        self._changed = set(dirty)
+        self.frozen_groups = frozenset(dirty)
+        self.free_blocks = used_free_blocks
+
+    def _bits(self, group: int) -> bitarray:
+        bits = self._groups.get(group)
+        if bits is None:
+            bits = self._groups[group] = decode_group(self._load(group), group)
+        return bits
+
+    def __contains__(self, group: int) -> bool:
+        return group in self._groups
+
+    def set(self, start: int, count: int, *, used: bool) -> None:
+        """Make a run used or free; harmless when it is already."""
+        for group, bit, part in pieces(start, count):
+            bits = self._bits(group)
+            before = bits.count(1, bit, bit + part)
+            bits[bit : bit + part] = used
+            self.free_blocks += before - (part if used else 0)
+            self._changed.add(group)
+
+    def take_changed(self) -> list[tuple[bytes, bytes | None]]:
+        """The items of the groups changed since the last call, ascending.
+
+        A value says all free rather than vanishing (a one byte prefix): so that a repeated call never removes
+        an item that an earlier one made.
+        """
+        changed, self._changed = sorted(self._changed), set()
+        empty = _PREFIX_VALUE.pack(PREFIX, 0)
+        return [
+            (make_key(FREE_MAP_INO, GROUP, group), encode_group(self._groups[group]) or empty)
+            for group in changed
+        ]
+
+
+class FreeMap:
+    """Allocation in memory. `free_blocks` may be allocated now; pinned blocks are not among them."""
+
+    def __init__(self, total_blocks: int, reserve_blocks: int, load: LoadGroup, free_blocks: int) -> None:
+        self.total_blocks = total_blocks
+        self.reserve_blocks = reserve_blocks
+        self.free_blocks = free_blocks
+        self.pinned_blocks = 0
+        self._load = load
+        self._groups: dict[int, bitarray] = {}
+        self._dirty: set[int] = set()
+        self._pinned: dict[int, list[Run]] = {}
+        self._frozen: FrozenMap | None = None
+        self._group_count = -(-total_blocks // GROUP_BLOCKS)
+        self._full = bytearray(self._group_count)  # 1: known to hold no free block
+        self._cursor = reserve_blocks
+        self._node_cursor = reserve_blocks
+
+    # -- groups ----------------------------------------------------------------
+
+    def _bits(self, group: int) -> bitarray:
+        bits = self._groups.get(group)
+        if bits is None:
+            if len(self._groups) >= CACHED_GROUPS:
+                self._evict()
+            bits = self._groups[group] = decode_group(self._load(group), group)
+            if group == self._group_count - 1:
+                bits[self.total_blocks - group * GROUP_BLOCKS :] = 1
+        return bits
+
+    def _evict(self) -> None:
+        """Drop some groups that the tree holds just as well."""
+        keep = self._frozen if self._frozen is not None else ()
+        clean = [
+            group
+            for group in self._groups
+            if group not in self._dirty and group not in self._pinned and group not in keep
+        ]
+        for group in clean[: CACHED_GROUPS // 4]:
+            del self._groups[group]
+
+    def is_used(self, block: int) -> bool:
+        """Used or pinned."""
+        group, bit = divmod(block, GROUP_BLOCKS)
+        return bool(self._bits(group)[bit])
+
+    def used_runs(self) -> Iterator[Run]:
+        """All used (or pinned) blocks, ascending, neighbours joined. For a full copy and for the check."""
+        open_start, open_end = 0, 0
+        for group in range(self._group_count):
+            bits = self._bits(group)
+            if not bits.any():
+                continue
+            base = group * GROUP_BLOCKS
+            limit = min(GROUP_BLOCKS, self.total_blocks - base)
+            start = bits.find(1)
+            while 0 <= start < limit:
+                end = bits.find(0, start)
+                end = limit if end < 0 else min(end, limit)
+                if base + start != open_end:
+                    if open_end > open_start:
+                        yield open_start, open_end - open_start
+                    open_start = base + start
+                open_end = base + end
+                start = bits.find(1, end)
+        if open_end > open_start:
+            yield open_start, open_end - open_start
+
+    # -- changes ----------------------------------------------------------------
+
+    def set_used(self, start: int, count: int) -> None:
+        """Replay of an allocation: harmless when the blocks are used already."""
+        for group, bit, part in self._pieces(start, count):
+            bits = self._bits(group)
+            self.free_blocks -= part - bits.count(1, bit, bit + part)
+            bits[bit : bit + part] = 1
+            self._dirty.add(group)
+
+    def set_free(self, start: int, count: int) -> None:
+        """Replay of a freeing, which is durable: harmless when the blocks are free already."""
+        for group, bit, part in self._pieces(start, count):
+            bits = self._bits(group)
+            self.free_blocks += bits.count(1, bit, bit + part)
+            bits[bit : bit + part] = 0
+            self._full[group] = 0
+            self._dirty.add(group)
+
+    def pin(self, start: int, count: int) -> None:
+        """Free blocks, but keep them from being allocated until `unpin`. CorruptionError if one is free."""
+        parts = list(self._pieces(start, count))
+        for group, bit, part in parts:
+            if self._bits(group).count(1, bit, bit + part) != part:
+                raise CorruptionError(f"blocks {start}+{count} are to be freed, but some are free already")
+        for group, bit, part in parts:
+            self._pinned.setdefault(group, []).append((bit, part))
+            self._dirty.add(group)
+        self.pinned_blocks += count
+
+    def unpin(self, start: int, count: int) -> None:
+        """The freeing of pinned blocks is durable: they may be allocated."""
+        for group, bit, part in self._pieces(start, count):
+            pinned = self._pinned[group]
+            pinned.remove((bit, part))
+            if not pinned:
+                del self._pinned[group]
+        self.pinned_blocks -= count
+        self.release(start, count)
+
+    def release(self, start: int, count: int) -> None:
+        """Make busy blocks free that the written map shows as free already (or never showed as used)."""
+        for group, bit, part in pieces(start, count):
+            self._bits(group)[bit : bit + part] = 0
+            self._full[group] = 0
+        self.free_blocks += count
+
+    def _pieces(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
+        if start < 0 or start + count > self.total_blocks or count <= 0:
+            raise CorruptionError(
+                f"blocks {start}+{count} are outside the volume's {self.total_blocks} blocks"
+            )
+        return pieces(start, count)
+
+    # -- allocation ----------------------------------------------------------------
+
+    def allocate(self, count: int, near: int = 0) -> list[Run]:
+        """Blocks for data, at `near` if that is free, long runs first. NoSpace leaves the map as it was."""
+        if count > self.free_blocks - self.reserve_blocks:
+            raise NoSpace
+        near = near if self.reserve_blocks <= near < self.total_blocks else 0
+        position = near or self._cursor
+        runs: list[Run] = []
+        rest = count
+        if near:
+            rest -= self._take_at(near, rest, runs)
+        patience = PATIENCE_GROUPS
+        while rest:
+            want = min(rest, CONTIGUOUS_BLOCKS) if patience else 1
+            start = self._find(want, position, self.reserve_blocks, patience or self._group_count + 1)
+            if start < 0:
+                if not patience:
+                    for taken in runs:
+                        self.release(*taken)
+                    raise CorruptionError(
+                        f"the free map counts {self.free_blocks} free blocks that are not there"
+                    )
+                patience = 0
+                continue
+            rest -= self._take_at(start, rest, runs)
+            position = runs[-1][0] + runs[-1][1]
+        if not near:
+            self._cursor = position
+        return join_runs(runs)
+
+    def allocate_contiguous(self, count: int, near: int = 0) -> int | None:
+        """One run for the log or the tree, in the reserve if need be; None if there is none."""
+        for low in (self.reserve_blocks, FIRST_BLOCK):
+            start = self._find(count, max(near, low), low, self._group_count + 1)
+            if start >= 0:
+                self._take_at(start, count, [])
+                return start
+        return None
+
+    def allocate_nodes(self, count: int) -> list[int]:
+        """Addresses for tree nodes, ascending where possible. NoSpace leaves the map as it was."""
+        addresses: list[int] = []
+        want = CONTIGUOUS_BLOCKS
+        while len(addresses) < count:
+            want = min(want, (count - len(addresses)) * NODE_BLOCKS)
+            start = self._find(want, self._node_cursor, self.reserve_blocks, PATIENCE_GROUPS)
+            if start < 0 and want > NODE_BLOCKS:
+                want = max(want // 2 // NODE_BLOCKS, 1) * NODE_BLOCKS
+                continue
+            if start >= 0:
+                self._take_at(start, want, [])
+            else:
+                found = self.allocate_contiguous(NODE_BLOCKS, self._node_cursor)
+                if found is None:
+                    for address in addresses:
+                        self.release(address, NODE_BLOCKS)
+                    raise NoSpace("the volume has no room left for its own tree")
+                start = found
+            addresses += range(start, start + want, NODE_BLOCKS)
+            self._node_cursor = start + want
+        return addresses
+
+    def _take_at(self, start: int, limit: int, runs: list[Run]) -> int:
+        """Take the free run that begins at a block, up to the group's end; returns how many blocks."""
+        group, bit = divmod(start, GROUP_BLOCKS)
+        bits = self._bits(group)
+        end = bits.find(1, bit, bit + limit)
+        taken = (min(bit + limit, GROUP_BLOCKS) if end < 0 else end) - bit
+        if taken:
+            bits[bit : bit + taken] = 1
+            self._dirty.add(group)
+            self.free_blocks -= taken
+            runs.append((start, taken))
+        return taken
+
+    def _find(self, count: int, position: int, low: int, patience: int) -> int:
+        """The start of a free run of `count` blocks at or after `position`, then from `low`; or -1.
+
+        Looks into at most `patience` groups that are not full. A run does not cross a group's end.
+        """
+        wanted = zeros(count, "little")
+        if position >= self.total_blocks:
+            position = low
+        group, bit = divmod(position, GROUP_BLOCKS)
+        low_group, low_bit = divmod(low, GROUP_BLOCKS)
+        wrapped = False
+        while patience > 0:
+            group = self._full.find(0, group)
+            if group < 0 or (wrapped and group > position // GROUP_BLOCKS):
+                if wrapped:
+                    return -1
+                group, bit, wrapped = low_group, low_bit, True
+                continue
+            bits = self._bits(group)
+            begin = bit if group * GROUP_BLOCKS + bit >= low else low_bit
+            found = bits.find(wanted, begin)
+            if found >= 0:
+                return group * GROUP_BLOCKS + found
+            if begin == 0 and count == 1:
+                self._full[group] = 1
+            patience -= 1
+            group, bit = group + 1, 0
+        return -1
+
+    # -- checkpoints ----------------------------------------------------------------
+
+    def freeze(self) -> FrozenMap:
+        """The state now, for a checkpoint to write; the map goes on changing."""
+        dirty: dict[int, bitarray] = {}
+        for group in self._dirty:
+            bits = dirty[group] = self._bits(group).copy()
+            for bit, part in self._pinned.get(group, ()):
+                bits[bit : bit + part] = 0
+            if group == self._group_count - 1:
+                bits[self.total_blocks - group * GROUP_BLOCKS :] = 0
+        self._dirty = set()
+        self._frozen = FrozenMap(dirty, self._load, self.free_blocks + self.pinned_blocks)
+        return self._frozen
+
+    def thaw(self, *, written: bool) -> None:
+        """The checkpoint is over: its tree holds the frozen state, or (`written` false) it was given up."""
+        assert self._frozen is not None
+        if not written:
+            self._dirty |= self._frozen.frozen_groups
+        self._frozen = None
