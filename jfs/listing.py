@@ -1,4 +1,4 @@
-"""What the log names: the files and blocks that a recovery copy must look at. Reads only; works on a live area."""
+"""What the log names: the files and blocks a recovery copy must look at. Reads only."""
 
 import os
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ WHY_DELETED = "it was deleted"
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One file that the log names. `ranges` are (file block, blocks); `block_runs` where those are on the volume."""
+    """One file that the log names. `ranges` are (file block, blocks); `block_runs` those on the volume."""
 
     ino: int
     path: str

@@ -96,7 +96,7 @@ class Store:
         self.volume = volume
         self.options = options
         self.before_commit: list[Callable[[], None]] = []
-        self._device = volume.device
+        self.device = volume.device
         self._coverage = volume.coverage
         self._flushed_sequence = 0
         self._issued_frees: list[Run] = []
@@ -205,19 +205,19 @@ class Store:
         volume = self.volume
         count = len(data) // BLOCK_BYTES
         if new:
-            sequence = self._device.write(start_block * BLOCK_BYTES, data)
+            sequence = self.device.write(start_block * BLOCK_BYTES, data)
             self._coverage.wrote_new(ino, file_block, count, sequence)
             volume.pending.new_sequence = sequence
             self._coverage.wrote(ino, sequence, volume.now_ns())
             return sequence
         if not self._coverage.covers(ino, file_block, count):
             issue_intent(volume, ino, file_block, count)
-        sequence = self._device.write(start_block * BLOCK_BYTES, data)
+        sequence = self.device.write(start_block * BLOCK_BYTES, data)
         self._coverage.wrote(ino, sequence, volume.now_ns())
         return sequence
 
     def read_data(self, start_block: int, count: int) -> bytes:
-        return self._device.read(start_block * BLOCK_BYTES, count * BLOCK_BYTES)
+        return self.device.read(start_block * BLOCK_BYTES, count * BLOCK_BYTES)
 
     def _check_writable(self) -> None:
         if self.volume.log is None:
@@ -270,7 +270,7 @@ class Store:
                 await self.checkpoint()
         else:
             raise LogFull
-        if self._device.issued_sequence > self._flushed_sequence:
+        if self.device.issued_sequence > self._flushed_sequence:
             await self._flush()
         log = self.volume.writer()
         if log.appended_bytes > self._checkpoint_bytes:
@@ -312,11 +312,11 @@ class Store:
 
     async def _flush(self) -> None:
         """Flush the device; then what was freed by batches issued before may be used again."""
-        sequence = self._device.issued_sequence
+        sequence = self.device.issued_sequence
         lsn = self.volume.writer().place.lsn
         frees, self._issued_frees = self._issued_frees, []
         try:
-            await self._device.flush()
+            await self.device.flush()
         except BaseException:
             self._issued_frees = frees + self._issued_frees
             raise
@@ -469,7 +469,7 @@ class Store:
     def _has_unflushed(self) -> bool:
         for hook in self.before_commit:
             hook()
-        return not self.volume.pending.is_empty() or self._device.issued_sequence > self._flushed_sequence
+        return not self.volume.pending.is_empty() or self.device.issued_sequence > self._flushed_sequence
 
     async def close(self) -> None:
         """Commit, checkpoint, mark the volume clean. DeviceError leaves it to replay."""
