@@ -112,17 +112,24 @@ class SyncReceiver:
         """Whether a writer is connected."""
         return self._session is not None
 
-    async def fence(self, sentence: str, roles: Roles) -> None:
+    def fence(self, sentence: str, roles: Roles) -> None:
         """Refuse every writer from now on, also the connected one, in these words: this site has new roles.
 
-        Nothing is applied from the call on. Returns when a flush that is under way is over as well: after
-        that the record does not change any more.
+        From the call on nothing is applied and no position changes; `settled` waits for the conversation's end.
         """
         self._fence = (sentence, roles)
-        session = self._session
-        if session is not None:
-            session.stop(sentence, RefusalCode.SUPERSEDED, roles)
-            await session.finished.wait()
+        if self._session is not None:
+            self._session.stop(sentence, RefusalCode.SUPERSEDED, roles)
+
+    async def settled(self) -> None:
+        """Return when no conversation is under way any more, not even the flush it began."""
+        while self._session is not None:
+            await self._session.finished.wait()
+
+    @property
+    def consistent(self) -> bool:
+        """Whether the area is a state of the stream: it holds a volume, and no copy to it is incomplete."""
+        return self.record.facts.has_volume and not self.record.facts.copying
 
     def unfence(self) -> None:
         """Receive again: the roles say that this site is the synchronous secondary."""
@@ -470,6 +477,8 @@ class _Session:
             if facts == before:
                 return
             await trio.to_thread.run_sync(self._record.store, facts)
+            if self.channel.failure is not None:
+                raise PeerUnreachable("the conversation ended")  # fenced: positions stand still from then on
             if before.copying and not facts.copying:
                 # In one step with the facts: what came while they were written was counted there.
                 self._record.received_sequence = self._record.copy_sequence

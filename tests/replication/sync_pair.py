@@ -90,7 +90,8 @@ class MemoryQueue:
 
     def read(self, from_sequence: int, limit_bytes: int = 2 << 20, limit_entries: int = 4096) -> list[Entry]:
         self.reads += 1
-        found, total = [], 0
+        found: list[Entry] = []
+        total = 0
         for sequence in sorted(self.entries):
             if sequence < from_sequence:
                 continue

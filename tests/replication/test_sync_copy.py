@@ -90,7 +90,7 @@ async def test_a_superseded_writer_is_refused_for_good(tmp_path: Path) -> None:
         nursery.start_soon(copy.run)
         await copy.wait_received(writer.write(1, blocks([1])))
         await until(lambda: copy.in_step)
-        await secondary.receiver.fence("site primary was superseded", newer)
+        secondary.receiver.fence("site primary was superseded", newer)
         before = bytes(secondary.area.data)
         sequence = writer.write(2, blocks([2]))
         await until(lambda: copy.refusal() is not None)
