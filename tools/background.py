@@ -93,15 +93,28 @@ def birth(pid: int) -> int | None:
     return int(text.rpartition(")")[2].split()[19])
 
 
-def write_record(directory: Path, mountpoint: str, site: str, failure: str | None = None) -> None:
-    """Note in the site directory that this process serves `mountpoint`, or why it ended badly."""
-    record = MountRecord(
-        pid=os.getpid(), born=birth(os.getpid()) or 0, mountpoint=mountpoint, site=site, failure=failure
-    )
-    path = directory / RECORD_NAME
-    fresh = path.with_suffix(".new")
+def write_record(directory: Path, mountpoint: str, site: str) -> None:
+    """Note in the site directory that this process serves `mountpoint`."""
+    pid = os.getpid()
+    _replace_record(directory, MountRecord(pid=pid, born=birth(pid) or 0, mountpoint=mountpoint, site=site))
+
+
+def note_failure(directory: Path, sentence: str) -> None:
+    """Note why this process ended badly, if it is the one that served the mount."""
+    record = read_record(directory)
+    if record is not None and record.pid == os.getpid():
+        _replace_record(directory, msgspec.structs.replace(record, failure=sentence))
+
+
+def _replace_record(directory: Path, record: MountRecord) -> None:
+    fresh = directory / f"{RECORD_NAME}.new"
     fresh.write_bytes(msgspec.json.encode(record))
-    fresh.replace(path)
+    fresh.replace(directory / RECORD_NAME)
+
+
+def lives(record: MountRecord) -> bool:
+    """Whether the process of a record is still there."""
+    return birth(record.pid) == record.born
 
 
 def remove_record(directory: Path) -> None:

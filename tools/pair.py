@@ -1,7 +1,7 @@
 """`trisite pair`: the copy relations between the sites, which look after themselves.
 
 A pair is created with the volume and at a take-over, suspends when its other end is away, and copies what was
-missed when that is back. By hand nothing can be done to it yet, and the command says so instead of pretending.
+missed when that is back. By hand nothing can be done to it yet, and the command says so.
 """
 
 from typing import Annotated, Final, Literal
@@ -19,7 +19,7 @@ WHY_NOT: Final[dict[Action, str]] = {
     "the writes it misses are kept and follow when it is started again",
     "resync": "there is nothing to do by hand: a pair copies what was missed by itself as soon as both its "
     "sites answer; `trisite status` shows how far it is",
-    "create": "pairs are created with the volume by `trisite mkfs` and at a take-over; more cannot be added yet",
+    "create": "pairs are created by `trisite mkfs` and at a take-over; more cannot be added yet",
     "delete": "a pair cannot be deleted yet; a site that is gone for good may stay away, the others go on",
 }
 

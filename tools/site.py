@@ -4,13 +4,13 @@ import os
 import socket
 
 import trio
-from replication.site import run_site
 
 from replication import config as configuration
+from replication.site import run_site
 from tools.errors import ExitCode
 from tools.options import ConfigOption, SiteName, config_path
 from tools.render import note
-from tools.running import ended_by_signal, run_trio
+from tools.running import ended_by_signal, log_to_standard_error, run_trio
 
 
 def site(name: SiteName, /, *, config: ConfigOption = None) -> int:
@@ -22,6 +22,7 @@ def site(name: SiteName, /, *, config: ConfigOption = None) -> int:
         primary, sync or async.
     """
     loaded = configuration.load(config_path(config))
+    log_to_standard_error()
     run_trio(serve, loaded, name)
     return ExitCode.OK
 

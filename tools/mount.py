@@ -1,0 +1,159 @@
+"""`trisite mount` and `trisite umount`: the file system at the writing site.
+
+Without --foreground the command starts itself again, detached, and returns when that process has mounted.
+"""
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import trio
+from cyclopts import Parameter
+from replication.mounting import open_writer
+
+from jfs.filesystem import FileSystem, FileSystemOptions
+from jfs.mountpoint import MountOptions, check_fuse, check_mountpoint, parse_options
+from jfs.store import Store
+from replication import config as configuration
+from replication.config import Config
+from tools import background
+from tools.background import Ready
+from tools.errors import ExitCode, Failure, explain
+from tools.mount_table import mount_source
+from tools.options import ConfigOption, SiteName, config_path
+from tools.running import ended_by_signal, log_to_standard_error, run_trio
+
+DRAIN_SECONDS: Final = 600.0  # what a clean end may take: everything dirty goes to both near sites
+# What fstab and mount(8) say for their own use; a file system accepts and drops it.
+NOISE: Final = frozenset(
+    {
+        *("defaults", "auto", "noauto", "nofail", "_netdev", "_rnetdev", "silent", "loud"),
+        *("user", "nouser", "users", "owner", "group", "async", "sync", "mand", "nomand"),
+        *("relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime"),
+        *("diratime", "nodiratime"),
+    }
+)
+NOISE_BEGINNINGS: Final = ("x-", "X-", "comment=")
+
+MountpointArgument = Annotated[Path, Parameter(help="An empty directory.")]
+
+
+def mount(
+    mountpoint: MountpointArgument,
+    /,
+    *,
+    config: ConfigOption = None,
+    at: Annotated[SiteName, Parameter(help="The site to mount at: the one that writes.")] = "primary",
+    options: Annotated[
+        list[str] | None, Parameter(name=["-o", "--options"], help="Mount options, separated by commas.")
+    ] = None,
+    foreground: Annotated[
+        bool, Parameter(negative="", help="Stay until unmounted or SIGTERM, in this process.")
+    ] = False,
+    ready_fd: Annotated[int | None, Parameter(show=False)] = None,
+) -> int:
+    """Mount the volume, and return when it is mounted; it goes on in the background."""
+    path = config_path(config)
+    words = known_options(options or [])
+    loaded = configuration.load(path)
+    mount_options = parse_options(",".join(words), fsname=str(loaded.path))
+    if foreground or ready_fd is not None:
+        return serve_mount(loaded, at, str(mountpoint.absolute()), mount_options, Ready(ready_fd))
+    check_fuse()
+    place = check_mountpoint(str(mountpoint))
+    arguments = ["mount", place, "-c", str(loaded.path), "--at", at]
+    if words:
+        arguments += ["-o", ",".join(words)]
+    background.start(arguments, loaded.site(at).directory / background.LOG_NAME)
+    return ExitCode.OK
+
+
+def known_options(given: Sequence[str]) -> list[str]:
+    """The options without what is only meant for mount(8) and systemd."""
+    words = [word for text in given for word in text.split(",") if word]
+    return [word for word in words if word not in NOISE and not word.startswith(NOISE_BEGINNINGS)]
+
+
+def serve_mount(config: Config, site: SiteName, mountpoint: str, options: MountOptions, ready: Ready) -> int:
+    """Serve the mount in this process until it is unmounted; what goes wrong is also left for `umount`."""
+    log_to_standard_error()
+    directory = config.site(site).directory
+
+    def mounted() -> None:
+        background.write_record(directory, os.path.realpath(mountpoint), site)
+        ready.mounted()
+
+    try:
+        run_trio(serve, config, site, mountpoint, options, mounted)
+    except BaseException as error:
+        sentence, code = explain(error)
+        ready.failed(sentence, code)
+        background.note_failure(directory, sentence)
+        raise
+    background.remove_record(directory)
+    return ExitCode.OK
+
+
+async def serve(
+    config: Config, site: SiteName, mountpoint: str, options: MountOptions, mounted: Callable[[], None]
+) -> None:
+    """FUSE over jfs over the virtual area of the writing site: the one place where the parts meet."""
+    from jfs.fuse import serve as serve_fuse  # needs libfuse; every other command works without
+
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ended_by_signal, stop.set)
+        async with open_writer(config, site, finish=stop.set) as writer:
+            store = await Store.open(writer.device, read_only=options.read_only)
+            writer.log_status = store.log_status
+            file_system = FileSystem(
+                store, FileSystemOptions(relatime=options.relatime), read_only=options.read_only
+            )
+            await serve_fuse(file_system, mountpoint, options, ready=mounted, stop=stop)
+        nursery.cancel_scope.cancel()
+
+
+def umount(mountpoint: Annotated[Path, Parameter(help="Where it is mounted.")], /) -> int:
+    """Unmount, and return when everything is written out and the mount process has ended."""
+    place = os.path.realpath(mountpoint)
+    source = mount_source(place)
+    if source is None:
+        raise Failure(f"nothing is mounted on {mountpoint}", ExitCode.REFUSED)
+    directory, record = find_record(source, place)
+    detach(place)
+    if record is None or directory is None:
+        return ExitCode.OK  # the mount process was dead already: there was only the mount point to clear
+    background.wait_for_end(record, DRAIN_SECONDS)
+    left = background.read_record(directory)
+    if left is not None and left.failure is not None:
+        background.remove_record(directory)
+        raise Failure(f"unmounted, but the mount had ended badly: {left.failure}")
+    return ExitCode.OK
+
+
+def find_record(source: str, place: str) -> tuple[Path | None, background.MountRecord | None]:
+    """The record of the process that serves `place`, by the configuration the mount table names."""
+    with contextlib.suppress(configuration.ConfigurationError):
+        for site in configuration.load(Path(source)).sites.values():
+            record = background.read_record(site.directory)
+            if record is not None and record.mountpoint == place and background.lives(record):
+                return site.directory, record
+    return None, None
+
+
+def detach(place: str) -> None:
+    """Take the mount out of the name space; Failure if it is in use."""
+    tool = ["umount", place] if os.geteuid() == 0 else ["fusermount3", "-u", place]
+    run = subprocess.run(tool, capture_output=True, text=True, check=False)
+    if run.returncode == 0:
+        return
+    if "busy" in run.stderr:
+        raise Failure(
+            f"{place} is in use; end what works there (fuser -vm {place} shows it) and try again",
+            ExitCode.REFUSED,
+        )
+    raise Failure(f"{place} cannot be unmounted: {run.stderr.strip() or os.strerror(errno.EIO)}")
