@@ -367,7 +367,7 @@ async def serve(
     """Mount, answer the kernel until somebody unmounts or `stop` is set, then make everything durable and
     close.
 
-    `ready` is called once the mount is in the mount table. MountRefused if it cannot be made; the store is
+    `ready` is called once the mount answers. MountRefused if it cannot be made; the store is
     then closed as well. DeviceError if the end could not be made durable.
     """
     try:
@@ -378,11 +378,10 @@ async def serve(
         except RuntimeError as error:
             raise MountRefused(f"mounting on {mountpoint} failed: {error}; libfuse says why above") from None
         try:
-            _raise_read_ahead(place)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_background, file_system)
+                nursery.start_soon(_begin, place, ready)
                 nursery.start_soon(_unmount_when, stop, place)
-                ready()
                 await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=options.max_tasks)
                 nursery.cancel_scope.cancel()
         finally:
@@ -420,8 +419,18 @@ async def _unmount_when(stop: trio.Event, place: str) -> None:
     pyfuse3.terminate()
 
 
-def _raise_read_ahead(place: str) -> None:
-    """Let the kernel read further ahead than its 128 KiB; needs root, and is worth a try only."""
+async def _begin(place: str, ready: Callable[[], None]) -> None:
+    """Wait for the first answer through the kernel, then say that the mount is ready."""
+    await trio.to_thread.run_sync(_settle, place)
+    ready()
+
+
+def _settle(place: str) -> None:
+    """Ask once (the kernel answers when it is set up), then let the kernel read further ahead than 128 KiB.
+
+    That is a matter for root and worth a try only. Waits: not for the event loop.
+    """
+    os.statvfs(place)
     number = device_number(place)
     with suppress(OSError):
         Path(f"/sys/class/bdi/{number}/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n", encoding="ascii")

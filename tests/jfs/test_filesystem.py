@@ -26,7 +26,7 @@ SIZE = 64 << 20
 
 
 async def new_file_system(
-    size_bytes: int = SIZE, options: FileSystemOptions = FileSystemOptions()
+    size_bytes: int = SIZE, options: FileSystemOptions = DEFAULT_OPTIONS
 ) -> FileSystem:
     device = MemoryDevice(size_bytes)
     await make_file_system(device, volume_uuid=UUID(int=7 << 64), epoch=1, label="test")
