@@ -5,7 +5,7 @@ I2: a name may go when the far site has everything it stands for, or when a late
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jfs.freemap import Run, join_runs
 from jfs.log import FILE_RECORD, LOG_RECORD, LOG_RUN, REGION_RECORD, RETIRED_FILES, LogRecord
@@ -14,26 +14,19 @@ PIECE_BLOCKS = 256  # a range is an aligned piece of 1 MiB of a file
 
 
 @dataclass(frozen=True)
-class Rules:
-    """The rules, each of which a test may break to show that it is needed."""
-
-    intent_before_write: bool = True
-    name_new_data: bool = True
-    retire_waits_for_far: bool = True
-    retire_waits_for_checkpoint: bool = True
-    restate_in_new_segment: bool = True
-
-
-@dataclass(frozen=True)
 class CoveragePolicy:
-    """How precise, how long, how much."""
+    """How precise, how long, how much; and the rules, which only a test switches off."""
 
     small_pieces: int = 4  # the first 4 MiB of a file are one range: small files are covered whole
     range_limit: int = 64  # more ranges than this become the whole file
     linger_ns: int = 2_000_000_000
     file_limit: int = 65_536
     region_run_limit: int = 16_384
-    rules: Rules = field(default_factory=Rules)
+    intent_first: bool = True
+    name_new_data: bool = True
+    wait_for_far: bool = True
+    wait_for_checkpoint: bool = True
+    restate: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -110,9 +103,9 @@ class Coverage:
         """May these blocks be overwritten in place without an intent?"""
         covered = self.files.get(ino)
         if covered is None:
-            return not self.policy.rules.intent_before_write
+            return not self.policy.intent_first
         ranges = covered.ranges
-        if ranges is None or not self.policy.rules.intent_before_write:
+        if ranges is None or not self.policy.intent_first:
             return True
         first, last = file_block // PIECE_BLOCKS, (file_block + count - 1) // PIECE_BLOCKS
         if first == last:
@@ -153,12 +146,12 @@ class Coverage:
     def describe(self, ino: int, pieces: Iterable[int], segment: int) -> Naming:
         """How a batch in `segment` names a file with these ranges: all covered ones, if first there."""
         covered = self.files.get(ino)
-        if not self.policy.rules.name_new_data:
+        if not self.policy.name_new_data:
             pieces = ()
         if covered is None:
             wanted, restated = set(pieces), True
         else:
-            restated = covered.segment != segment and self.policy.rules.restate_in_new_segment
+            restated = covered.segment != segment and self.policy.restate
             if covered.ranges is None:
                 return Naming(ino, whole=restated, restated=restated, ranges=())
             wanted = covered.ranges.union(pieces)
@@ -194,12 +187,11 @@ class Coverage:
 
     def is_ripe(self, covered: FileCoverage, far: FarState) -> bool:
         """May the name of a file go?"""
-        rules = self.policy.rules
         if far.now_ns - covered.touched_ns < self.policy.linger_ns:
             return False
-        if rules.retire_waits_for_far and far.far_durable_sequence < covered.last_sequence:
+        if self.policy.wait_for_far and far.far_durable_sequence < covered.last_sequence:
             return False
-        return not rules.retire_waits_for_checkpoint or _is_checkpointed(covered.last_lsn, far)
+        return not self.policy.wait_for_checkpoint or _is_checkpointed(covered.last_lsn, far)
 
     def ripe(self, far: FarState) -> tuple[list[int], list[int]]:
         """Files and regions whose names may go."""
@@ -212,10 +204,7 @@ class Coverage:
             region.number
             for region in self.regions.values()
             if region.settled_sequence is not None
-            and (
-                not self.policy.rules.retire_waits_for_far
-                or far.far_durable_sequence >= region.settled_sequence
-            )
+            and (not self.policy.wait_for_far or far.far_durable_sequence >= region.settled_sequence)
             and _is_checkpointed(region.last_lsn, far)
         ]
 

@@ -53,7 +53,7 @@ class StoreOptions:
     pending_bytes: int = 4 << 20
     cache_bytes: int = DEFAULT_CACHE_BYTES
     epoch: int = 0
-    coverage: CoveragePolicy = field(default_factory=CoveragePolicy)
+    coverage_policy: CoveragePolicy = field(default_factory=CoveragePolicy)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Store:
     ) -> "Store":
         """Read the volume and replay its log. CorruptionError if it cannot be read; DeviceError."""
         options = options or StoreOptions()
-        policy = replace(options.coverage, linger_ns=int(options.linger_seconds * 1e9))
+        policy = replace(options.coverage_policy, linger_ns=int(options.linger_seconds * 1e9))
         volume, end = load_volume(device, policy=policy, cache_bytes=options.cache_bytes)
         if not read_only:
             # What was replayed may so far be only in a cache; its freed blocks are about to be used again.
