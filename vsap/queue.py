@@ -186,6 +186,9 @@ class EntryQueue(QueueFiles):
             if not some:
                 break
             deleted += some
+        if deleted:
+            # A reader that was killed would otherwise keep its pages for ever.
+            self._environment.reader_check()
         return deleted
 
     def _trim_some(self, most: int) -> int:

@@ -76,6 +76,7 @@ class QueueFiles:
         DeviceError: the host refuses.
         """
         condition = Condition.open(directory, volume, boot=boot)
+        queue = None
         try:
             lost = "crash" if condition.lost else ""
             if lost:
@@ -89,12 +90,14 @@ class QueueFiles:
                 cls._clear(directory)
                 queue = cls(directory, volume, condition, limit_bytes, segment_bytes)
             queue._begin(lost, max(next_sequence, condition.ceiling if lost else 1))
-        except (lmdb.Error, OSError) as error:
+        except BaseException as error:
+            if queue is not None:
+                queue._segments.close()
+                queue._environment.close()
             condition.abandon()
-            code = error.errno if isinstance(error, OSError) else errno.EIO
-            raise DeviceError(code or errno.EIO, f"cannot open the queue in {directory}: {error}") from error
-        except BaseException:
-            condition.abandon()
+            if isinstance(error, lmdb.Error | OSError):
+                code = (error.errno if isinstance(error, OSError) else 0) or errno.EIO
+                raise DeviceError(code, f"cannot open the queue in {directory}: {error}") from error
             raise
         return queue
 

@@ -4,7 +4,7 @@ complete.
 
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from contextlib import AbstractAsyncContextManager
 from typing import Literal, NamedTuple, Self
 
 import trio
@@ -121,7 +121,7 @@ class VirtualArea:
         self._flush: _Flush | None = None
         self._wake = trio.Event()
         self._progress = trio.Event()
-        self._manager = trio.open_nursery()
+        self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
         if remote is not None:
             remote.on_received = self._on_progress
@@ -129,24 +129,21 @@ class VirtualArea:
     # --- life
 
     async def __aenter__(self) -> Self:
+        self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         await self._nursery.start(self.run)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Pushes what is left and stops the task; does not flush. DeviceError: it could not be pushed."""
         try:
             self._push()
             self._record()
         finally:
-            if self._nursery is not None:
+            if self._nursery is not None and self._manager is not None:
                 self._nursery.cancel_scope.cancel()
-            await self._manager.__aexit__(kind, error, traceback)
+                # Not told of an error of the body: it goes on as it is, not wrapped in a group.
+                await self._manager.__aexit__(None, None, None)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Pushes what was collected, at the end of every tick; until cancelled."""

@@ -48,7 +48,7 @@ class QueueModel(RuleBasedStateMachine):
 
     @rule(sizes=SIZES, eligible=st.integers(0, 3))
     def append(self, sizes: list[int], eligible: int) -> None:
-        batch = []
+        batch: list[Entry] = []
         for size in sizes:
             sequence = self.next + len(batch)
             if size:
