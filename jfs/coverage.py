@@ -191,7 +191,11 @@ class Coverage:
             return False
         if self.policy.wait_for_far and far.far_durable_sequence < covered.last_sequence:
             return False
-        return not self.policy.wait_for_checkpoint or _is_checkpointed(covered.last_lsn, far)
+        return not self.policy.wait_for_checkpoint or self._is_checkpointed(covered.last_lsn, far)
+
+    def _is_checkpointed(self, lsn: int, far: FarState) -> bool:
+        far_has_it = far.far_durable_sequence >= far.superblock_sequence or not self.policy.wait_for_far
+        return lsn < far.checkpoint_lsn and far_has_it
 
     def ripe(self, far: FarState) -> tuple[list[int], list[int]]:
         """Files and regions whose names may go."""
@@ -205,7 +209,7 @@ class Coverage:
             for region in self.regions.values()
             if region.settled_sequence is not None
             and (not self.policy.wait_for_far or far.far_durable_sequence >= region.settled_sequence)
-            and _is_checkpointed(region.last_lsn, far)
+            and self._is_checkpointed(region.last_lsn, far)
         ]
 
     def drop(self, files: Iterable[int], regions: Iterable[int]) -> None:
@@ -313,10 +317,6 @@ class Coverage:
 def is_named(ino: int) -> bool:
     """Is this a file (not the free map, the orphan list, the tree or the log, which other rules cover)?"""
     return ino == 1 or ino > 5
-
-
-def _is_checkpointed(lsn: int, far: FarState) -> bool:
-    return lsn < far.checkpoint_lsn and far.far_durable_sequence >= far.superblock_sequence
 
 
 def merge_runs(runs: Sequence[Run]) -> list[Run]:
