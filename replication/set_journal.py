@@ -300,6 +300,8 @@ class SetJournal:
         data = self._files.read(POSITION_FILE, 0, 2 * SLOT_BYTES) if POSITION_FILE in names else b""
         slot = newest_slot(data, self._volume)
         if slot is not None:
+            # A process that was killed may have left it in the host's cache only: nothing is built on it yet.
+            self._files.sync(POSITION_FILE)
             return slot
         if self._segments:
             raise ValueError("there are sets, but both copies of the position are damaged")

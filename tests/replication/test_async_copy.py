@@ -129,13 +129,15 @@ async def one_life(seed: int) -> None:
     acknowledged = 0
     for _ in range(3):
         target.host.count = 0
-        target.host.die_at = chance.choice([None, chance.randrange(1, 60), chance.randrange(1, 400)])
+        target.host.die_at = chance.choice([None, chance.randrange(1, 60), chance.randrange(1, 800)])
         try:
             async with following(writer, target) as (shipper, _receiver, link):
-                for _ in range(chance.randrange(5, 40)):
+                may_drop = 0.1
+                for _ in range(chance.choice([5, 30, 100])):
                     writer.step()
-                    await trio.sleep(chance.choice([0, 0, 0.001]))
-                    if chance.random() < 0.03:
+                    await trio.sleep(0.002 if shipper.copying else chance.choice([0, 0, 0.001]))
+                    if chance.random() < may_drop:
+                        may_drop /= 20
                         writer.queue.drop(chance.randint(0, writer.queue.eligible))
                     if chance.random() < 0.03 and link.channel is not None:
                         link.channel.close()
