@@ -104,6 +104,7 @@ class Attributes(FileIO):
         bucket = self.store.get(key)
         present = any(stored == name for stored, _ in xattrs.entries(bucket or b""))
         xattrs.check_presence(present, create=create, replace=replace)
+        self._need_room()
         if name in (acl.ACCESS, acl.DEFAULT):
             self._set_acl(node, name, value, keep_setgid)
         else:

@@ -149,8 +149,9 @@ class FileIO(NodeTable):
         ino = node.ino
         found = self._runs(node, first, count)
         new: list[Run] = []
+        is_young = node.born_in == self._period
         if len(found) == 1 and found[0].start != HOLE:
-            return self.store.write_data(ino, first, found[0].start, data, new=False)
+            return self.store.write_data(ino, first, found[0].start, data, new=is_young)
         targets = self._fill_holes(node, found, new)
         view = memoryview(data)
         sequence = 0
@@ -158,8 +159,10 @@ class FileIO(NodeTable):
             for run, is_new in targets:
                 begin = run.file_block - first << BLOCK_SHIFT
                 piece = view if run.length == count else view[begin : begin + (run.length << BLOCK_SHIFT)]
-                sequence = self.store.write_data(ino, run.file_block, run.start, piece, new=is_new)
-        except DeviceError:
+                sequence = self.store.write_data(
+                    ino, run.file_block, run.start, piece, new=is_new or is_young
+                )
+        except (DeviceError, FileSystemError):
             self._give_back(ino, new)
             raise
         for run in new:
@@ -269,7 +272,7 @@ class FileIO(NodeTable):
         new = self.store.allocate(ino, 1, start)[0][0]
         try:
             self.store.write_data(ino, file_block, new, block, new=True)
-        except DeviceError:
+        except (DeviceError, FileSystemError):
             self.store.free(ino, new, 1)
             raise
         node.extent = NO_RUN

@@ -51,6 +51,8 @@ class FileSystem(Namespace):
         self, store: Store, options: FileSystemOptions = DEFAULT_OPTIONS, *, read_only: bool = False
     ) -> None:
         super().__init__(store, options)
+        self.read_only = read_only
+        self.orphans_removed = 0
         if store.get(make_key(ROOT_INO, INODE)) is None:
             if read_only:
                 raise CorruptionError("the root directory has no inode")
@@ -94,5 +96,6 @@ class FileSystem(Namespace):
 
     async def close(self) -> None:
         """Remove the files without names that were still held, and close the store."""
-        self.remove_orphans()
+        if not self.read_only:
+            self.remove_orphans()
         await self.store.close()

@@ -34,7 +34,7 @@ from pyfuse3 import (
 )
 
 from jfs import acl
-from jfs.errors import CorruptionError, DeviceError, FileSystemError
+from jfs.errors import CorruptionError, DeviceError, FileSystemError, NoSpace
 from jfs.filesystem import FileSystem, Node, Owner
 from jfs.mountpoint import FUSERMOUNT, MountOptions, MountRefused, check_fuse, check_mountpoint, device_number
 
@@ -272,8 +272,13 @@ class Operations(pyfuse3.Operations):
 
     @waits
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        clears = fh & _CLEARS
-        sequence = self.fs.write(fh >> 1, off, buf, stamp=bool(clears), clear_privileges=bool(clears))
+        clears = bool(fh & _CLEARS)
+        try:
+            sequence = self.fs.write(fh >> 1, off, buf, stamp=clears, clear_privileges=clears)
+        except NoSpace:
+            # A commit gives back what was freed since the last one, and makes room in the log.
+            await self.fs.commit()
+            sequence = self.fs.write(fh >> 1, off, buf, stamp=clears, clear_privileges=clears)
         await self._accepted(sequence)
         return len(buf)
 

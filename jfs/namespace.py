@@ -129,6 +129,7 @@ class Namespace(Attributes):
         kind = S_IFMT(mode)
         if kind == S_IFDIR and parent.nlink >= NLINK_MAX:
             raise FileSystemError(EMLINK)
+        self._need_room()
         if len(target) > TARGET_MAX:
             raise FileSystemError(ENAMETOOLONG)
         node = self._new_node(parent, name, mode, owner, rdev)
@@ -177,6 +178,7 @@ class Namespace(Attributes):
             name=name,
             ino=ino,
             changed_in=self._period,
+            born_in=self._period,
             xattrs=NONE,
         )
 
@@ -202,6 +204,7 @@ class Namespace(Attributes):
             raise FileSystemError(EEXIST)
         if node.nlink >= NLINK_MAX:
             raise FileSystemError(EMLINK)
+        self._need_room()
         self.store.put(key, directory.insert(bucket, name, ino, S_IFMT(node.mode) >> 12))
         now = now_ns()
         node.nlink += 1

@@ -13,7 +13,7 @@ from stat import S_IFDIR, S_IFMT
 from typing import cast
 
 from jfs import directory
-from jfs.errors import FileSystemError
+from jfs.errors import FileSystemError, NoSpace
 from jfs.filemap import Run
 from jfs.inode import Inode
 from jfs.layout import INODE, make_key
@@ -21,6 +21,7 @@ from jfs.store import Store
 
 NO_RUN = Run(0, 0, 0)
 _CLOCK_REALTIME_COARSE = 5  # Linux; Python's time module has no name for it
+_ITEM_BYTES = 32  # of the tree, for a key and its place in a node
 UNKNOWN, NONE, SOME = range(3)  # what is known about the extended attributes of an inode
 
 
@@ -47,6 +48,8 @@ class Node(Inode):
     dirty: bool = False
     # The commit period in which size, blocks or extents changed last: what fdatasync must make durable.
     changed_in: int = 0
+    # The period in which the file was made; in it nothing durable leads to its blocks.
+    born_in: int = 0
     # The extent used last; NO_RUN when the map was cut.
     extent: Run = NO_RUN
     xattrs: int = UNKNOWN
@@ -117,6 +120,16 @@ class NodeTable:
         if not node.dirty:
             node.dirty = True
             self._dirty[node.ino] = node
+
+    def _need_room(self) -> None:
+        """NoSpace if new items could not be written out: data stops at the reserve, names at half of it.
+
+        What waits in memory for the next checkpoint is counted twice, for the nodes it will need.
+        """
+        free_map, overlay = self.store.volume.free_map, self.store.volume.overlay
+        waiting = overlay.value_bytes + _ITEM_BYTES * len(overlay) >> 11
+        if free_map.free_blocks + free_map.pinned_blocks - waiting < free_map.reserve_blocks >> 1:
+            raise NoSpace
 
     def _encode(self, node: Node) -> None:
         node.dirty = False
