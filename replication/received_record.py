@@ -85,7 +85,8 @@ class ReceivedRecord:
             self.received_sequence = self.facts.durable_sequence
             self.copy_sequence = 0
             self._set(_FAR_AT, 0)
-            self.save(self.facts)
+            # What was received and not durable is gone, so this site no longer has all that was acknowledged.
+            self.save(self.facts._replace(in_step=self.facts.in_step and self.facts.clean))
 
     def _load(self, path: Path) -> bool:
         """Read the newer good slot; True if it is of this boot, so that the mapped numbers hold."""

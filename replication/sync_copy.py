@@ -7,7 +7,6 @@ blocks that may differ are copied, in the same ordered stream.
 """
 
 import errno
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 from uuid import UUID, uuid4
@@ -30,9 +29,11 @@ from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.frames import PROTOCOL_VERSION, Frame, FrameType
 from replication.handshake import greet, raise_if_refused
 from replication.messages import Hello, RefusalCode, Welcome
-from replication.pair import Event, Kind, Pair, State
+from replication.pair import Event, Pair
 from replication.resync import Range, Resync
-from replication.roles import Roles, time_text
+from replication.roles import Roles
+from replication.sync_ledger import SyncLedger
+from replication.sync_resume import MarkerAnswers, Remedy, on_our_history, remedy
 from replication.sync_stream import Readable, Source, SyncStream
 from vsap.entry import Entry
 
@@ -42,7 +43,6 @@ Dial = Callable[[], Awaitable[Channel]]
 """Connects to the secondary; raises PeerUnreachable or PeerRefused."""
 _TICKS: Final = 8
 """Looks of the watchdog in one protect_timeout."""
-_MARKERS_KEPT: Final = 16
 _FAILURES: Final = (PeerUnreachable, PeerRefused, RemoteProtocolError, DeviceError, CorruptionError)
 
 
@@ -53,7 +53,7 @@ class _Queue(Source, Protocol):
     def trusted(self) -> bool: ...
 
 
-class SyncCopy:
+class SyncCopy(SyncLedger):
     """Copies to one secondary for as long as `run` runs. All calls from one trio thread."""
 
     def __init__(
@@ -71,6 +71,8 @@ class SyncCopy:
         common_flush: Callable[[], int],
         protect: bool = True,
         protect_timeout_seconds: float = 10.0,
+        told: bool = False,
+        on_told: Callable[[bool], None] | None = None,
         pair: Pair | None = None,
         on_pair: Callable[[Pair], None] | None = None,
         on_superseded: Callable[[Roles], None] | None = None,
@@ -79,12 +81,13 @@ class SyncCopy:
         """`differing(n)`: the ranges that may differ from a secondary that has the stream up to n, or None.
 
         None: not known; then `allocated()`, everything in use, is compared by hash. `common_flush()`: the
-        newest sequence known to be on stable storage at both. `pair`: the state on record, `on_pair` is told
-        every change of it. `on_superseded` is told the newer roles when the secondary has them.
+        newest sequence known to be on stable storage at both. `told`: the secondary knows, from an earlier
+        mount, that writes may be complete without it; `on_told` is to keep that, durably, before it returns.
+        `pair`: the state on record, `on_pair` is told every change of it. `on_superseded` is told the newer
+        roles when the secondary has them.
         """
-        self.on_received: Callable[[], None] | None = None
+        super().__init__(peer, protect=protect, told=told, on_told=on_told, pair=pair, on_pair=on_pair)
         self.roles = roles
-        self.peer = peer
         self._dial = dial
         self._volume = volume
         self._site = site
@@ -93,70 +96,25 @@ class SyncCopy:
         self._differing = differing
         self._allocated = allocated
         self._common_flush = common_flush
-        self._protect = protect
         self._protect_timeout = protect_timeout_seconds
-        self._on_pair = on_pair
         self._on_superseded = on_superseded
         self._incarnation = str(uuid4())
         self._backoff = Backoff(seed)
         self._newest = queue.next_sequence - 1
-        self._received = 0
-        self._durable = 0
         self._flush_wanted = 0
         self._flush_sent = 0
-        self._in_step = False
-        self._initial = False
         self._stream: SyncStream | None = None
         self._resync: Resync | None = None
         self._far: FarPosition | None = None
-        self._pair = pair or Pair(Kind.SYNC, State.DUPLEX_PENDING, time.time_ns(), "not connected yet")
-        if self._pair.state in (State.SIMPLEX, State.DUPLEX):
-            # On record from an earlier mount; whether it still holds, the secondary will say.
-            self._pair = Pair(Kind.SYNC, State.DUPLEX_PENDING, time.time_ns(), "not connected yet")
-        self._suspended = self._pair.state is State.SUSPEND
-        self._refusal: DeviceError | None = None
-        self._permanent: DeviceError | None = None
         self._repaired = False
         self._force_copy = False
         self._out_since: float | None = None
-        self._progress = trio.lowlevel.ParkingLot()
         self._attention = trio.Event()
         self._flags_answered = 0
         self._finished = False
-        self._markers: dict[int, dict[int, tuple[bytes, ...]]] = {}
-        self._marker_totals: dict[int, int] = {}
+        self._markers = MarkerAnswers()
 
     # --- what the virtual area asks (vsap.remote.RemoteCopy) --------------------------------------------
-
-    @property
-    def received_sequence(self) -> int:
-        """The secondary has acknowledged every entry up to here."""
-        return self._received
-
-    @property
-    def durable_sequence(self) -> int:
-        """The secondary has every entry up to here on stable storage."""
-        return self._durable
-
-    @property
-    def unprotected(self) -> bool:
-        """Writes are complete without the secondary: suspended, first copy, or behind and not protected."""
-        return self._suspended or (not self._in_step and (not self._protect or self._initial))
-
-    @property
-    def in_step(self) -> bool:
-        """The secondary confirmed that it has everything, and the connection stands."""
-        return self._in_step
-
-    @property
-    def pair(self) -> Pair:
-        """State of the pair, since when, and why; for status."""
-        return self._pair
-
-    @property
-    def behind_since(self) -> int | None:
-        """Unix nanoseconds since when writes are acknowledged without the secondary; None: they are not."""
-        return self._pair.since_ns if self.unprotected else None
 
     @property
     def remaining_bytes(self) -> int:
@@ -183,31 +141,6 @@ class SyncCopy:
             stream.flush()
             self._flush_sent = max(stream.sent, self._flush_wanted)
 
-    async def wait_received(self, sequence: int) -> None:
-        """Return when the secondary has everything up to `sequence`. DeviceError when protection gives up."""
-        while self._received < sequence and not self.unprotected:
-            self._raise_refusal()
-            await self._progress.park()
-        if self._permanent is not None and self._received < sequence:
-            raise self._permanent
-
-    async def wait_durable(self, sequence: int) -> None:
-        """Return when the secondary has all up to `sequence` durable; DeviceError as in wait_received."""
-        while self._durable < sequence and not self.unprotected:
-            self._raise_refusal()
-            await self._progress.park()
-        if self._permanent is not None and self._durable < sequence:
-            raise self._permanent
-
-    def refusal(self) -> DeviceError | None:
-        """Why a new write must be refused now; None if it need not."""
-        return self._permanent or self._refusal
-
-    def _raise_refusal(self) -> None:
-        refusal = self.refusal()
-        if refusal is not None:
-            raise DeviceError(refusal.errno, refusal.sentence)
-
     # --- what the mount process asks --------------------------------------------------------------------
 
     def far_position(self, epoch: int, sequence: int) -> None:
@@ -222,11 +155,9 @@ class SyncCopy:
         Raises PeerUnreachable if the connection is lost before the answer is here.
         """
         while True:
-            parts = self._markers.get(sequence, {})
-            have = sum(len(part) for part in parts.values())
-            if sequence in self._marker_totals and have == self._marker_totals[sequence]:
-                self._forget_marker(sequence)
-                return [digest for first in sorted(parts) for digest in parts[first]]
+            digests = self._markers.take(sequence)
+            if digests is not None:
+                return digests
             if self._stream is None:
                 raise PeerUnreachable(f"site {self.peer} is not connected: {self._pair.reason}")
             await self._progress.park()
@@ -235,7 +166,9 @@ class SyncCopy:
         """Say good-bye: a last flush, noted as clean at the secondary; `run` returns. False if not heard."""
         heard = False
         with trio.move_on_after(timeout_seconds):
-            heard = self._in_step and await self._flush_with(FLUSH_CLEAN)
+            if self._in_step:
+                self._tell(False)
+                heard = await self._flush_with(FLUSH_CLEAN)
         self._finished = True
         self._attention.set()
         if self._stream is not None:
@@ -312,9 +245,13 @@ class SyncCopy:
                 await self._attention.wait()
 
     async def _converse(self, channel: Channel) -> None:
+        if self._protect:
+            self._tell(False)
         welcome = await greet(channel, self._hello(), volume=self._volume.bytes)
         if welcome.roles is not None and welcome.roles.epoch > self.roles.epoch:
             raise PeerRefused(f"site {self.peer} is in a newer epoch", welcome.roles, RefusalCode.SUPERSEDED)
+        if not self._protect:
+            self._tell(True)
         self._stream = stream = SyncStream(
             channel,
             volume=self._volume.bytes,
@@ -363,36 +300,32 @@ class SyncCopy:
         )
 
     def _resume_from(self, stream: SyncStream, welcome: Welcome) -> None:
-        """Decide how to bring the secondary level: from the queue, by the copy under way, by a new one."""
+        """Bring the secondary level: from the queue, by the copy under way, or by a new one."""
         resync = self._resync
-        on_our_history = (
-            not welcome.has_volume
-            or welcome.position_epoch == self.roles.epoch
-            or welcome.position_sequence == self.roles.start_sequence
+        chosen = remedy(
+            welcome,
+            self.roles,
+            newest=self._newest,
+            queue_whole=self._queue.trusted or self._repaired,
+            resync=resync,
+            force_copy=self._force_copy,
         )
-        if not welcome.copy_sequence and not self._force_copy and on_our_history:
-            self._resync = None
-            if (self._queue.trusted or self._repaired) and welcome.received_sequence <= self._newest:
-                self._received, self._durable = welcome.received_sequence, welcome.durable_sequence
-                missing = self._newest - welcome.received_sequence
-                self._event(Event.PEER_BEHIND, f"site {self.peer} is connected, {missing} entries are sent")
-                self._changed()
-                return
-        elif (
-            resync is not None
-            and welcome.copy_sequence
-            and resync.incarnation == welcome.incarnation
-            and not self._force_copy
-        ):
+        if chosen is Remedy.COPY:
+            stream.begin_copy(self._begin_copy(welcome))
+            return
+        if chosen is Remedy.GO_ON and resync is not None:
             resync.reconnected()
             stream.sent, stream.resync = welcome.copy_sequence, resync
             event = Event.PEER_EMPTY if resync.initial else Event.PEER_BEHIND
             self._event(event, f"the copy to site {self.peer} goes on")
-            self._changed()
-            return
-        stream.begin_copy(self._begin_copy(welcome, known=on_our_history))
+        else:
+            self._resync = None
+            self._received, self._durable = welcome.received_sequence, welcome.durable_sequence
+            missing = self._newest - welcome.received_sequence
+            self._event(Event.PEER_BEHIND, f"site {self.peer} is connected, {missing} entries are sent")
+        self._changed()
 
-    def _begin_copy(self, welcome: Welcome, *, known: bool = True) -> Resync:
+    def _begin_copy(self, welcome: Welcome) -> Resync:
         """Plan a copy: the ranges that may differ, or a comparison of everything in use."""
         self._force_copy = False
         self._in_step = False
@@ -404,7 +337,8 @@ class SyncCopy:
         else:
             # After a crash of this host it is this site that may lack what the secondary received.
             start = min(welcome.received_sequence, self._common_flush())
-            ranges = self._differing(start) if known and welcome.received_sequence <= self._newest else None
+            known = on_our_history(welcome, self.roles) and welcome.received_sequence <= self._newest
+            ranges = self._differing(start) if known else None
             if ranges is not None:
                 resync = Resync(welcome.incarnation, copy=ranges)
                 reason = f"what was written after sequence {start} is copied to site {self.peer}"
@@ -432,7 +366,7 @@ class SyncCopy:
                 elif frame.type is FrameType.DIFFER:
                     self._on_differ(stream, frame)
                 elif frame.type is FrameType.MARKER_DIGESTS:
-                    self._on_digests(frame)
+                    self._markers.add(frame.sequence, decode_marker_digests(frame))
                 else:
                     raise_if_refused(frame)
                     raise RemoteProtocolError(f"a {frame.type.name} frame has no place here")
@@ -478,17 +412,6 @@ class SyncCopy:
         stream.resync.answered(frame.sequence, decode_differ(frame))
         stream.wake()
 
-    def _on_digests(self, frame: Frame) -> None:
-        answer = decode_marker_digests(frame)
-        self._marker_totals[frame.sequence] = answer.total
-        self._markers.setdefault(frame.sequence, {})[answer.first] = answer.digests
-        while len(self._markers) > _MARKERS_KEPT:
-            self._forget_marker(min(self._markers))
-
-    def _forget_marker(self, sequence: int) -> None:
-        self._markers.pop(sequence, None)
-        self._marker_totals.pop(sequence, None)
-
     # --- states -----------------------------------------------------------------------------------------
 
     def _lost(self, error: Exception) -> None:
@@ -512,22 +435,6 @@ class SyncCopy:
             self._permanent = DeviceError(errno.EROFS, error.sentence)
             if self._on_superseded is not None:
                 self._on_superseded(error.roles)
-
-    def _event(self, event: Event, reason: str) -> None:
-        if self._pair.state is State.SIMPLEX or (self._suspended and event is Event.IN_STEP):
-            return
-        before = self._pair
-        self._pair = before.after(event, reason, time.time_ns())
-        if self._on_pair is not None and self._pair != before:
-            self._on_pair(self._pair)
-
-    def _changed(self) -> None:
-        """Whoever waits looks again: `unprotected`, the refusal or a sequence may have changed."""
-        if self.unprotected:
-            self._refusal = None
-        if self.on_received is not None:
-            self.on_received()
-        self._progress.unpark_all()
 
     async def _watch(self) -> None:
         """Refuse writes when the secondary was out of step for too long; drop one that no longer answers."""
@@ -557,10 +464,3 @@ class SyncCopy:
                 stream.channel.close(
                     f"site {self.peer} has acknowledged nothing for {self._protect_timeout:g} s"
                 )
-
-    def _refusal_sentence(self) -> str:
-        return (
-            f"writes are refused because site {self.peer} does not receive them: {self._pair.reason} "
-            f"({self._pair.state} since {time_text(self._pair.since_ns)}); they go on by themselves when it "
-            f"is back: start its daemon or repair the network, or run `trisite pair suspend`"
-        )

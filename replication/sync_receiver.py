@@ -115,7 +115,7 @@ class SyncReceiver:
     def fence(self, sentence: str, roles: Roles) -> None:
         """Refuse every writer from now on, also the connected one, in these words: this site has new roles.
 
-        From the call on nothing is applied and no position changes; `settled` waits for the conversation's end.
+        From the call on nothing is applied and no position changes; `settled` waits for its end.
         """
         self._fence = (sentence, roles)
         if self._session is not None:
