@@ -17,6 +17,7 @@ from replication.frames import PROTOCOL_VERSION
 from replication.handshake import greet
 from replication.keys import OPERATOR, Identity, KeysError, load_identity
 from replication.messages import Hello
+from replication.parts import Place
 from replication.roles import Purpose, Roles
 
 CONNECT_SECONDS: Final = 2.0
@@ -47,6 +48,38 @@ class Client:
         `seconds`.
         """
         return await ask(self._channel, request, seconds)
+
+
+async def dial_site(
+    place: Place, target: str, purpose: Purpose, roles: Roles, *, newest_sequence: int
+) -> Channel:
+    """A channel to `target` for data, welcomed but not running; PeerUnreachable, PeerRefused otherwise."""
+    config, volume = place.config, place.volume
+    there = config.site(target)
+    identity = identity_of(config, place.site)
+    channel = await connect(
+        there.host,
+        there.port,
+        identity=identity,
+        expect=None if identity is None else target,
+        plain=config.options.plain,
+        silence_seconds=config.options.silence_seconds,
+    )
+    hello = Hello(
+        version=PROTOCOL_VERSION,
+        site=place.site,
+        purpose=purpose,
+        volume=str(volume.uuid),
+        size_bytes=volume.size_bytes,
+        roles=roles,
+        newest_sequence=newest_sequence,
+    )
+    try:
+        await greet(channel, hello, volume=volume.uuid.bytes)
+    except BaseException:
+        channel.close()
+        raise
+    return channel
 
 
 @asynccontextmanager

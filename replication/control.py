@@ -179,6 +179,7 @@ class Promote(ControlRequest[PromoteReply], frozen=True, kw_only=True):
     reply = PromoteReply
     epoch: int
     async_to: str | None
+    drained_sequence: int | None = None
 
 
 class AdoptReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ KEY_TAKE_OVER: Final = b"take-over"
 KEY_LEVEL: Final = b"level"
 KEY_UNTRUSTED: Final = b"untrusted"
 KEY_PREPARED: Final = b"prepared"
+KEY_INCARNATION: Final = b"incarnation"
 KEY_HELD: Final = b"held"
 PREFIX_HISTORY: Final = b"history/"
 PREFIX_PAIR: Final = b"pair/"
@@ -244,6 +245,16 @@ class SiteState:
     def set_prepared_epoch(self, epoch: int) -> None:
         """The parts of this site stand where the roles of `epoch` want them."""
         self._put(KEY_PREPARED, epoch)
+
+    @property
+    def seen_incarnation(self) -> str | None:
+        """The incarnation of the received record that this site saw last, or None."""
+        return self._get(KEY_INCARNATION, str)
+
+    def set_seen_incarnation(self, incarnation: str) -> None:
+        """Remember the incarnation; nothing is written while it stays."""
+        if self.seen_incarnation != incarnation:
+            self._put(KEY_INCARNATION, incarnation)
 
     @property
     def held_epoch(self) -> int:

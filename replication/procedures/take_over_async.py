@@ -47,7 +47,7 @@ async def _by_sync(config: Config, plan: Plan, survey: Survey, progress: Progres
     promoted = await promote_sync(config, plan, progress)
     await tell_others(config, promoted.roles, survey, progress)
     with progress.step("recovery copy"):
-        recovery, report = await wait_level(config, survey, promoted.roles, progress)
+        recovery, report = await wait_level(config, survey, progress)
     if recovery != "done":
         raise ProcedureRefused(
             "site async went away during the recovery copy; site sync writes meanwhile, "
@@ -59,7 +59,11 @@ async def _by_sync(config: Config, plan: Plan, survey: Survey, progress: Progres
         if not finished.finished:
             raise ProcedureRefused(f"site sync still writes: {finished.sentence}", 1)
         await _drained(config, finished.sequence)
-        turned = await demand(config, "async", Promote(epoch=promoted.roles.epoch + 1, async_to=None))
+        turned = await demand(
+            config,
+            "async",
+            Promote(epoch=promoted.roles.epoch + 1, async_to="sync", drained_sequence=finished.sequence),
+        )
         await request_if_there(config, "sync", Adopt(roles=turned.roles))
     first = result_of(promoted, report, recovery, progress)
     return FailoverResult(

@@ -20,7 +20,7 @@ async def take_over_at_sync(config: Config, plan: Plan, survey: Survey, progress
     promoted = await promote_sync(config, plan, progress)
     await tell_others(config, promoted.roles, survey, progress)
     with progress.step("recovery copy"):
-        recovery, report = await wait_level(config, survey, promoted.roles, progress)
+        recovery, report = await wait_level(config, survey, progress)
     return result_of(promoted, report, recovery, progress)
 
 
@@ -44,13 +44,13 @@ async def tell_others(config: Config, roles: Roles, survey: Survey, progress: Pr
         await request_if_there(config, "primary", Adopt(roles=roles), 2.0)
 
 
-def is_level(copy: CopyReport | None, roles: Roles) -> bool:
-    """Whether nothing but queued entries is between the writer and its async site in this epoch."""
-    return copy is not None and copy.level and copy.far_epoch == roles.epoch
+def is_level(copy: CopyReport | None) -> bool:
+    """Whether nothing but queued entries is between the writer and its async site."""
+    return copy is not None and copy.level
 
 
 async def wait_level(
-    config: Config, survey: Survey, roles: Roles, progress: Progress
+    config: Config, survey: Survey, progress: Progress
 ) -> tuple[Literal["done", "pending"], SiteReport]:
     """Wait while the recovery copy gets on; it is pending, and begins by itself later, when async is away."""
     stuck_since = trio.current_time()
@@ -58,7 +58,7 @@ async def wait_level(
     while True:
         report = await demand(config, "sync", GetStatus(), 10.0)
         copy = report.copy
-        if is_level(copy, roles):
+        if is_level(copy):
             progress.note("level" if copy is None else f"level, {copy.bytes_copied} bytes travelled")
             return "done", report
         if "async" not in survey.reports:

@@ -1,0 +1,151 @@
+"""A site that comes back: where may it differ from the stream, what does it alone have (figures 11, 15).
+
+It was the writer, or the synchronous secondary of a writer that is gone, when others went on without it from
+`after_sequence`. What it has beyond that is not part of the volume any more; it is kept, listed and
+overwritten.
+"""
+
+from typing import Final
+
+from jfs.errors import CorruptionError, DeviceError
+from replication.control import FileReport, Range
+from replication.parts import Place, previous_part
+from replication.position import NOWHERE
+from replication.quarantine import QuarantineWriter
+from replication.ranges import intersect, normalise, pieces
+from replication.set_journal import JournalError
+from replication.site_listing import local_files, local_ranges
+from replication.state import LevelRecord
+from vsap.area import FileArea
+from vsap.entry import write_entry
+from vsap.queue import EntryQueue
+
+READ_BYTES: Final = 1 << 20
+
+
+def keep_own_writes(place: Place, after_sequence: int) -> LevelRecord:
+    """Keep in quarantine what only this site has, and say where it may differ. Blocks on files.
+
+    The area, its queue and records must not be open elsewhere in this process.
+    """
+    roles = place.state.roles
+    epoch = 0 if roles is None else roles.epoch
+    writer = QuarantineWriter(place.paths.quarantine, epoch, after_sequence)
+    try:
+        area = FileArea(place.paths.area)
+        try:
+            ranges, complete, reason = _collect(place, area, writer, after_sequence)
+            path = writer.finish(place.site, _files_in(place, writer.ranges), complete=complete)
+        finally:
+            area.close()
+    except BaseException:
+        writer.abandon()
+        raise
+    with place.open_journal() as journal:
+        journal.reset(NOWHERE)
+    return LevelRecord(
+        epoch=epoch,
+        ranges=ranges,
+        everything=not complete,
+        quarantine=None if path is None else str(path),
+        quarantined_bytes=writer.bytes if path is not None else 0,
+        reason=reason,
+    )
+
+
+def _collect(
+    place: Place, area: FileArea, writer: QuarantineWriter, after_sequence: int
+) -> tuple[list[Range], bool, str]:
+    """Fill the quarantine; the ranges, whether they are all there can be, and a sentence."""
+    before = last_real_part(place)
+    if before == "writer":
+        return _of_writer(place, area, writer, after_sequence)
+    if before == "sync":
+        return _of_sync(place, area, writer, after_sequence)
+    return [], False, f"site {place.site} did not write; everything in use is compared"
+
+
+def last_real_part(place: Place) -> str:
+    """The part this site played before it was away."""
+    part = previous_part(place.state, place.site)
+    for roles in reversed(place.state.history()):
+        if place.site == roles.writer:
+            return "writer"
+        if place.site == roles.sync_to:
+            return "sync"
+        if place.site == roles.async_to:
+            return "async"
+    return part
+
+
+def _of_writer(
+    place: Place, area: FileArea, writer: QuarantineWriter, after_sequence: int
+) -> tuple[list[Range], bool, str]:
+    queue = place.open_queue()
+    try:
+        state = queue.state()
+        if not state.trusted or state.drop_reason in {"crash", "damaged"}:
+            _keep_listed(place, area, writer)
+            return [], False, "its host crashed and its queue is lost; everything in use is compared"
+        if state.dropped_through > after_sequence:
+            _keep_listed(place, area, writer)
+            return [], False, "its queue had overflowed; everything in use is compared"
+        first = min(after_sequence, state.common_flush_sequence) + 1
+        if state.oldest_sequence > first and state.next_sequence > first:
+            _keep_listed(place, area, writer)
+            return [], False, "its queue does not reach back far enough; everything in use is compared"
+        ranges = _read_queue(queue, writer, first, after_sequence)
+    finally:
+        queue.close()
+    return ranges, True, f"its queue names {writer.entries} writes that reached no other site"
+
+
+def _read_queue(queue: EntryQueue, writer: QuarantineWriter, first: int, after_sequence: int) -> list[Range]:
+    """Keep the writes after `after_sequence`; the ranges of all from `first`, which A may have or not."""
+    ranges: list[Range] = []
+    following = first
+    while entries := queue.read(following):
+        ranges += [(entry.offset, entry.end - entry.offset) for entry in entries]
+        writer.add(entry for entry in entries if entry.sequence > after_sequence)
+        following = entries[-1].sequence + 1
+    return normalise(ranges)
+
+
+def _of_sync(
+    place: Place, area: FileArea, writer: QuarantineWriter, after_sequence: int
+) -> tuple[list[Range], bool, str]:
+    """A synchronous secondary keeps no entries: what it received later is kept as blocks of its area."""
+    positions = place.open_positions()
+    try:
+        known = positions.trusted and positions.covered_from <= after_sequence
+        ranges = positions.ranges_after(after_sequence)
+    finally:
+        positions.close()
+    _keep_blocks(area, writer, ranges)
+    if not known:
+        return [], False, "its write positions are lost; everything in use is compared"
+    return ranges, True, f"its write positions name {len(ranges)} ranges"
+
+
+def _keep_listed(place: Place, area: FileArea, writer: QuarantineWriter) -> None:
+    """Where the writes themselves are lost, keep what the own metadata log names."""
+    try:
+        _keep_blocks(area, writer, local_ranges(place.paths.area))
+    except (CorruptionError, DeviceError, JournalError):
+        return  # An area without a readable file system has no files to keep.
+
+
+def _keep_blocks(area: FileArea, writer: QuarantineWriter, ranges: list[Range]) -> None:
+    for offset, length in pieces(ranges, READ_BYTES):
+        writer.add([write_entry(0, 0, offset, area.read(offset, length))])
+
+
+def _files_in(place: Place, ranges: list[Range]) -> list[FileReport]:
+    """The files of this site's own log that the kept blocks belong to; none when the log cannot be read."""
+    if not ranges:
+        return []
+    try:
+        files = local_files(place.paths.area)
+    except (CorruptionError, DeviceError):
+        return []
+    return [file for file, blocks in files if intersect(normalise(blocks), ranges)]

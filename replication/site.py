@@ -1,0 +1,279 @@
+"""The daemon of a site: one listener, the part that the roles give it, and the link to the mount process.
+
+When the roles change, the part is closed and the new one opened; connections of the old part end with it. A
+request that changes roles is answered only when the new part stands.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from jfs.errors import CorruptionError, DeviceError
+from replication.client import identity_of
+from replication.config import Config, SiteName
+from replication.connections import Listener, listen
+from replication.control import ControlError, Range
+from replication.parts import Place, SitePaths, prepare
+from replication.position import NOWHERE
+from replication.roles import Roles, superseded_sentence
+from replication.set_journal import JournalError
+from replication.site_control import Control
+from replication.site_link import MountLink
+from replication.site_parts import AwayPart, Part, SyncPart, open_part
+from replication.site_serve import serve_channel
+from replication.state import SiteState, StateError, VolumeIdentity
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 5.0
+"""A part that the host refuses (full disk, damaged file) is opened again this often."""
+
+
+class SiteError(Exception):
+    """The daemon cannot start or go on; one sentence that says why and what to do."""
+
+
+class Site:
+    """A running daemon; see the module. All in one trio thread."""
+
+    def __init__(self, config: Config, name: SiteName, state: SiteState) -> None:
+        self.config = config
+        self.name = name
+        self.state = state
+        self.place = Place(config, name, SitePaths(config.site(name).directory), state)
+        self.part: Part = AwayPart("the daemon is starting")
+        self.link = MountLink(self)
+        self.control = Control(self)
+        self._scope: trio.CancelScope | None = None
+        self._wired = trio.Event()
+        self._changing = trio.Lock()
+        self._paused = False
+        self._resumed = trio.Event()
+
+    @property
+    def roles(self) -> Roles:
+        """The roles; ControlError when there is no volume yet."""
+        roles = self.state.roles
+        if roles is None:
+            raise ControlError(
+                f"site {self.name} has no volume yet; make one with `trisite mkfs`", "no-volume"
+            )
+        return roles
+
+    # --- the part that the roles give -------------------------------------------------------------------
+
+    async def run_part(self) -> None:
+        """Keep the part of the newest roles open; a part that cannot be opened is tried again."""
+        while True:
+            with trio.CancelScope() as self._scope:
+                try:
+                    async with open_part(self) as part:
+                        self.part = part
+                        self._wired.set()
+                        await trio.sleep_forever()
+                except (DeviceError, CorruptionError, JournalError, StateError, OSError) as error:
+                    log.error("site %s cannot play its part: %s", self.name, error)
+                    self.part = AwayPart(str(error))
+                    self._wired.set()
+                    await trio.sleep(RETRY_SECONDS)
+                finally:
+                    self.part = AwayPart("the roles are changing")
+            if self._paused:
+                self._wired.set()
+                await self._resumed.wait()
+
+    @asynccontextmanager
+    async def without_part(self) -> AsyncIterator[None]:
+        """Close the part, do what needs its files alone, open the part of the roles that hold then."""
+        async with self._changing:
+            self._paused, self._resumed, self._wired = True, trio.Event(), trio.Event()
+            if self._scope is not None:
+                self._scope.cancel()
+            await self._wired.wait()
+            try:
+                yield
+            finally:
+                self._wired = trio.Event()
+                self._paused = False
+                self._resumed.set()
+                with trio.CancelScope(shield=True):
+                    await self._wired.wait()
+
+    @property
+    def part_sentence(self) -> str:
+        """Why this site has no part, or which it has."""
+        return self.part.sentence if isinstance(self.part, AwayPart) else type(self.part).__name__
+
+    async def wired(self) -> None:
+        """Return when the part of the newest roles stands (or was found impossible)."""
+        await self._wired.wait()
+
+    async def settle_log(self) -> None:
+        """The file system mounted here has committed its log; at once where none is mounted."""
+        await self.link.settle()
+
+    async def written_after(self, sequence: int) -> list[Range] | None:
+        """The blocks written at this site after `sequence`; None where that is not known."""
+        if self.link.connected:
+            return await self.link.written_after(sequence)
+        return await trio.to_thread.run_sync(self._written_after, sequence)
+
+    def _written_after(self, sequence: int) -> list[Range] | None:
+        positions = self.place.open_positions()
+        try:
+            if not positions.trusted or positions.covered_from > sequence:
+                return None
+            return positions.ranges_after(sequence)
+        finally:
+            positions.close()
+
+    async def adopt(self, roles: Roles) -> bool:
+        """Take newer roles over: the old part is fenced at once, the new one stands on return."""
+        own = self.state.roles
+        if own is not None and roles.epoch <= own.epoch:
+            return False
+        if isinstance(self.part, SyncPart):
+            self.part.receiver.fence(superseded_sentence(str(own.writer if own else "primary"), roles), roles)
+        async with self.without_part():
+            changed = await trio.to_thread.run_sync(self.state.adopt, roles)
+        if changed:
+            log.info("site %s: epoch %d, %s writes", self.name, roles.epoch, roles.writer)
+            self.link.tell_roles(roles)
+        return changed
+
+    async def create(self, identity: VolumeIdentity, roles: Roles, *, blank: bool) -> None:
+        """A new volume here, nothing of an older one stays; `blank`: the area is no state of the stream."""
+
+        def make() -> None:
+            self.state.create(identity, roles)
+            remove_parts(self.place.paths)
+            self.place.make_area()
+            prepare(self.place)
+            if blank:
+                with self.place.open_journal() as journal:
+                    journal.reset(NOWHERE)
+
+        async with self.without_part():
+            await trio.to_thread.run_sync(make)
+        log.info("site %s: volume %s (%s)", self.name, identity.name, identity.uuid)
+
+
+def remove_parts(paths: SitePaths) -> None:
+    """Remove what an older volume left, except its quarantine."""
+    for directory in (paths.queue, paths.journal, paths.written):
+        _remove_tree(directory)
+    paths.received.unlink(missing_ok=True)
+
+
+def _remove_tree(path: Path) -> None:
+    if not path.exists():
+        return
+    for below in path.iterdir():
+        if below.is_dir():
+            _remove_tree(below)
+        else:
+            below.unlink()
+    path.rmdir()
+
+
+async def run_site(
+    config: Config, site_name: str, ready: Callable[[], None] | None = None, *, signals: bool = True
+) -> None:
+    """Be the daemon of `site_name` until SIGTERM or SIGINT; `ready` is called when it answers.
+
+    SiteError or ConfigurationError, in one sentence, when it cannot start.
+    """
+    place = config.site(site_name)
+    name: SiteName = next(site for site in config.sites if site == site_name)
+    if not place.directory.is_dir():
+        raise SiteError(
+            f"the directory {place.directory} of site {name} does not exist; `trisite init` makes it"
+        )
+    lock = _lock(SitePaths(place.directory).daemon_lock, name)
+    try:
+        listener = await _listen(config, name)
+        try:
+            with _state(place.directory) as state:
+                await _run(Site(config, name, state), listener, ready, signals=signals)
+        finally:
+            listener.close()
+    finally:
+        os.close(lock)
+
+
+def _state(directory: Path) -> SiteState:
+    try:
+        return SiteState(SitePaths(directory).state)
+    except StateError as error:
+        raise SiteError(str(error)) from error
+
+
+def _lock(path: Path, name: str) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SiteError(f"the daemon of site {name} cannot use {path.parent}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise SiteError(f"the daemon of site {name} runs already; stop it first, or use that one") from error
+    return descriptor
+
+
+async def _listen(config: Config, name: SiteName) -> Listener:
+    there = config.site(name)
+    try:
+        return await listen(
+            there.host,
+            there.port,
+            identity=identity_of(config, name),
+            plain=config.options.plain,
+            silence_seconds=config.options.silence_seconds,
+        )
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            reason = (
+                "another program listens there; stop it, or give the site another port in the configuration"
+            )
+        else:
+            reason = f"{error.strerror or error}; check host and port in the configuration"
+        raise SiteError(f"site {name} cannot listen at {there.host}:{there.port}: {reason}") from error
+
+
+async def _run(site: Site, listener: Listener, ready: Callable[[], None] | None, *, signals: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        if signals:
+            await nursery.start(_stop_at_signal, nursery.cancel_scope)
+        await nursery.start(site.link.run)
+        nursery.start_soon(site.run_part)
+        await site.wired()
+
+        async def serve(channel: object) -> None:
+            await serve_channel(site, channel)  # type: ignore[arg-type]
+
+        nursery.start_soon(listener.serve, serve, _refused)
+        if ready is not None:
+            ready()
+
+
+def _refused(sentence: str) -> None:
+    log.info("%s", sentence)
+
+
+async def _stop_at_signal(
+    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        task_status.started()
+        async for _ in received:
+            scope.cancel()
+            return

@@ -1,0 +1,244 @@
+"""The answers of a daemon to control requests."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import trio
+
+from jfs.errors import DeviceError
+from replication.control import (
+    Adopt,
+    AdoptReply,
+    ControlError,
+    ControlRequest,
+    CreateVolume,
+    DigestsReply,
+    Done,
+    Drain,
+    DrainReply,
+    FinishMount,
+    FinishReply,
+    GetDigests,
+    GetLevel,
+    GetListing,
+    GetRanges,
+    GetStatus,
+    Level,
+    LevelStatus,
+    ListingReply,
+    MarkerReply,
+    Promote,
+    PromoteReply,
+    RangesReply,
+    ReportRanges,
+    ReturnReport,
+    SiteReport,
+    TakeMarker,
+)
+from replication.levelling import IDLE
+from replication.ranges import normalise
+from replication.returning import keep_own_writes
+from replication.site_listing import allocated_of, listing_of
+from replication.site_parts import FollowPart, SyncPart, WriterPart
+from replication.site_report import report_of
+from replication.site_take_over import promote
+from replication.state import VolumeIdentity
+
+if TYPE_CHECKING:
+    from replication.site import Site
+
+FINISH_SECONDS: Final = 100.0
+MARKER_SECONDS: Final = 30.0
+
+
+class Control:
+    """The requests of the command line and of other sites, for one daemon."""
+
+    def __init__(self, site: "Site") -> None:
+        self._site = site
+        self._levelling_scope = trio.CancelScope()
+        self._handlers: dict[str, Callable[[Any], Awaitable[Any]]] = {
+            GetStatus.method: self._status,
+            CreateVolume.method: self._create_volume,
+            Promote.method: self._promote,
+            Adopt.method: self._adopt,
+            GetListing.method: self._listing,
+            ReportRanges.method: self._report_ranges,
+            Level.method: self._level,
+            GetLevel.method: self._get_level,
+            FinishMount.method: self._finish_mount,
+            Drain.method: self._drain,
+            GetRanges.method: self._ranges,
+            TakeMarker.method: self._marker,
+            GetDigests.method: self._digests,
+        }
+
+    async def handle(self, request: ControlRequest[Any]) -> Any:  # noqa: ANN401 - it depends on the request
+        """The reply to a request; ControlError in one sentence when the site will not or cannot."""
+        return await self._handlers[request.method](request)
+
+    async def _status(self, request: GetStatus) -> SiteReport:
+        del request
+        return await report_of(self._site)
+
+    async def _create_volume(self, request: CreateVolume) -> Done:
+        site = self._site
+        identity = VolumeIdentity(uuid=UUID(request.uuid), name=request.name, size_bytes=request.size_bytes)
+        have = site.state.identity
+        if have == identity:
+            return Done()
+        if have is not None and not request.force:
+            raise ControlError(
+                f"site {site.name} holds volume {have.name} ({have.uuid}) already; --force replaces it",
+                "exists",
+            )
+        if site.link.connected:
+            raise ControlError(f"the volume is mounted at site {site.name}; unmount it first", "mounted")
+        await site.create(identity, request.roles, blank=False)
+        return Done()
+
+    async def _promote(self, request: Promote) -> PromoteReply:
+        return await promote(self._site, request)
+
+    async def _adopt(self, request: Adopt) -> AdoptReply:
+        if self._site.state.identity is None:
+            raise ControlError(f"site {self._site.name} has no volume yet", "no-volume")
+        await self._site.adopt(request.roles)
+        return AdoptReply(roles=self._site.roles)
+
+    async def _listing(self, request: GetListing) -> ListingReply:
+        await self._site.settle_log()
+        return await trio.to_thread.run_sync(listing_of, self._site.place, request.limit)
+
+    # --- a site that comes back -------------------------------------------------------------------------
+
+    async def _report_ranges(self, request: ReportRanges) -> ReturnReport:
+        site = self._site
+        roles = site.roles
+        if roles.epoch != request.epoch or roles.writer == site.name:
+            raise ControlError(
+                f"site {site.name} is in epoch {roles.epoch} with writer {roles.writer}, "
+                f"it cannot be prepared for epoch {request.epoch}"
+            )
+        if site.link.connected:
+            raise ControlError(
+                f"a mount process still runs at site {site.name}, it was superseded; end it and run again",
+                "mounted",
+            )
+        if site.state.level is None or site.state.level.epoch != request.epoch:
+            async with site.without_part():
+                record = await trio.to_thread.run_sync(keep_own_writes, site.place, request.after_sequence)
+                site.state.set_level(record)
+        kept = site.state.level
+        if kept is None:
+            raise ControlError(f"site {site.name} could not prepare to be levelled")
+        return ReturnReport(
+            ranges=kept.ranges,
+            everything=kept.everything,
+            quarantine=kept.quarantine,
+            quarantined_bytes=kept.quarantined_bytes,
+            reason=kept.reason,
+        )
+
+    def _writer(self) -> WriterPart:
+        part = self._site.part
+        if not isinstance(part, WriterPart):
+            raise ControlError(f"site {self._site.name} is not the writer in epoch {self._site.roles.epoch}")
+        return part
+
+    async def _level(self, request: Level) -> Done:
+        site, part = self._site, self._writer()
+        if part.levelling.running:
+            return Done()
+        written = await site.written_after(request.after_sequence)
+        at_rest = not site.link.connected and site.state.held_epoch == site.roles.epoch
+        sequence = part.queue.state().next_sequence - 1
+
+        def ranges() -> list[tuple[int, int]]:
+            if request.everything or written is None:
+                return allocated_of(site.place)
+            return normalise([*request.ranges, *written])
+
+        if not at_rest:
+            await site.settle_log()
+        part.start_levelling(request.target, site.roles, sequence, ranges)
+        return Done()
+
+    async def _get_level(self, request: GetLevel) -> LevelStatus:
+        del request
+        part = self._site.part
+        return part.levelling.status() if isinstance(part, WriterPart) else IDLE
+
+    async def _finish_mount(self, request: FinishMount) -> FinishReply:
+        del request
+        site, part = self._site, self._writer()
+        site.state.set_held_epoch(site.roles.epoch)
+        sentence = await site.link.finish(FINISH_SECONDS)
+        if sentence is None:
+            try:
+                await trio.to_thread.run_sync(part.bring_to_rest, site.place)
+            except DeviceError as error:
+                sentence = str(error)
+        if sentence is not None:
+            site.state.set_held_epoch(0)
+            return FinishReply(finished=False, sentence=sentence, sequence=0)
+        return FinishReply(
+            finished=True, sentence="the area is at rest", sequence=part.queue.state().next_sequence - 1
+        )
+
+    async def _drain(self, request: Drain) -> DrainReply:
+        part = self._writer()
+        far = part.shipper.durable if part.shipper is not None else None
+        durable = far.sequence if far is not None else 0
+        applied = part.shipper.applied_sequence if part.shipper is not None else 0
+        return DrainReply(
+            drained=durable >= request.sequence and applied >= request.sequence,
+            durable_sequence=durable,
+            sentence=f"durable up to {durable} and applied up to {applied} of {request.sequence}",
+        )
+
+    # --- comparing --------------------------------------------------------------------------------------
+
+    async def _ranges(self, request: GetRanges) -> RangesReply:
+        del request
+        site, part = self._site, self._writer()
+        await site.settle_log()
+        ranges = await trio.to_thread.run_sync(allocated_of, site.place)
+        sequence = None if site.link.connected else part.queue.state().next_sequence - 1
+        return RangesReply(ranges=ranges, sequence=sequence)
+
+    async def _marker(self, request: TakeMarker) -> MarkerReply:
+        if not self._site.link.connected:
+            raise ControlError(f"the volume is not mounted at site {self._site.name}", "not-mounted")
+        return await self._site.link.marker(request.ranges, request.leaf_bytes, MARKER_SECONDS)
+
+    async def _digests(self, request: GetDigests) -> DigestsReply:
+        part = self._site.part
+        if isinstance(part, FollowPart):
+            return await self._follower_digests(part, request)
+        if isinstance(part, SyncPart):
+            sequence = part.receiver.received_sequence
+            epoch = part.record.facts.epoch
+        elif isinstance(part, WriterPart):
+            sequence, epoch = part.queue.state().next_sequence - 1, self._site.roles.epoch
+        else:
+            raise ControlError(f"site {self._site.name} has no part to compare: {part.sentence}")
+        if not request.at_rest or sequence != request.sequence:
+            return DigestsReply(digests=None, epoch=epoch, sequence=sequence)
+        found = await trio.to_thread.run_sync(part.digests, request.ranges, request.leaf_bytes)
+        return DigestsReply(digests=[digest.hex() for digest in found], epoch=epoch, sequence=sequence)
+
+    async def _follower_digests(self, part: FollowPart, request: GetDigests) -> DigestsReply:
+        position = part.receiver.applied
+        if not request.at_rest:
+            kept = part.receiver.digests(request.sequence)
+            digests = None if kept is None else [digest.hex() for digest in kept]
+            return DigestsReply(digests=digests, epoch=position.epoch, sequence=position.sequence)
+        position, found = await part.receiver.digests_at_rest(request.ranges, request.leaf_bytes)
+        same = position.sequence == request.sequence
+        return DigestsReply(
+            digests=[digest.hex() for digest in found] if same else None,
+            epoch=position.epoch,
+            sequence=position.sequence,
+        )

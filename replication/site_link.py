@@ -1,0 +1,124 @@
+"""The daemon's view of the mount process of its site: is it there, what does it say, ask it to end."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import trio
+
+from replication.control import ControlError, MarkerReply, MountReport, Range
+from replication.errors import PeerUnreachable
+from replication.local_link import LocalServer, RequestFailed
+from replication.position import Position
+from replication.roles import Roles
+from replication.site_parts import WriterPart
+
+if TYPE_CHECKING:
+    from replication.site import Site
+
+REPORT_SECONDS: Final = 1.0
+SETTLE_SECONDS: Final = 30.0
+TELL_SECONDS: Final = 2.0
+
+
+class MountLink:
+    """The requests a daemon makes of the mount process; a mount that is stalled costs a short wait."""
+
+    def __init__(self, site: "Site") -> None:
+        self._site = site
+        self._gone = trio.Event()
+        self._told: Roles | None = None
+        self._nursery: trio.Nursery | None = None
+        self._server = LocalServer(
+            site.place.paths.socket, on_eligible=self._on_eligible, on_mount=self._on_mount
+        )
+
+    @property
+    def connected(self) -> bool:
+        """Whether a mount process is connected."""
+        return self._is_connected()
+
+    def _is_connected(self) -> bool:
+        return self._server.mount_pid is not None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen for the mount process until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            await self._nursery.start(self._server.run)
+            task_status.started()
+
+    def _on_eligible(self, sequence: int) -> None:
+        del sequence  # the queue says the same; this only ends the wait for the next look at it
+        part = self._site.part
+        if isinstance(part, WriterPart) and part.shipper is not None:
+            part.shipper.notify()
+
+    def _on_mount(self, pid: int | None) -> None:
+        if pid is None:
+            self._gone.set()
+            self._gone = trio.Event()
+        elif self._site.state.roles is not None:
+            self.tell_roles(self._site.state.roles)
+
+    def tell_far(self, durable: Position, applied_sequence: int) -> None:
+        """What the async site has made durable and applied."""
+        self._server.far(durable.epoch, durable.sequence, applied_sequence)
+
+    def tell_roles(self, roles: Roles) -> None:
+        """The mount learns the roles of this site: superseded, it refuses every further write."""
+        if self.connected and self._nursery is not None:
+            self._nursery.start_soon(self._tell_roles, roles)
+
+    async def _tell_roles(self, roles: Roles) -> None:
+        try:
+            await self._server.request("roles", msgspec.to_builtins(roles), timeout_seconds=TELL_SECONDS)
+        except (PeerUnreachable, RequestFailed):
+            return  # gone or stalled: its writes are refused by the other sites all the same
+
+    async def _ask(self, method: str, params: dict[str, Any], seconds: float) -> Any:  # noqa: ANN401  # JSON
+        try:
+            return await self._server.request(method, params, timeout_seconds=seconds)
+        except (PeerUnreachable, RequestFailed) as error:
+            raise ControlError(f"the mount at site {self._site.name}: {error}", "mount") from error
+
+    async def report(self) -> MountReport | None:
+        """What the mount says about itself; None where there is none or it is stalled."""
+        if not self.connected:
+            return None
+        try:
+            found = await self._server.request("status", timeout_seconds=REPORT_SECONDS)
+        except (PeerUnreachable, RequestFailed):
+            return None
+        return msgspec.convert(found, MountReport)
+
+    async def settle(self) -> None:
+        """The mounted file system has committed its metadata log; ControlError when it does not answer."""
+        if self.connected:
+            await self._ask("settle", {}, SETTLE_SECONDS)
+
+    async def written_after(self, sequence: int) -> list[Range] | None:
+        """The blocks written at this site after `sequence`, None where the mount cannot know."""
+        found = await self._ask("written", {"sequence": sequence}, SETTLE_SECONDS)
+        return None if found is None else [(int(offset), int(length)) for offset, length in found]
+
+    async def marker(self, ranges: list[Range], leaf_bytes: int, seconds: float) -> MarkerReply:
+        """Digests at one place in the stream."""
+        params = {"ranges": ranges, "leaf_bytes": leaf_bytes}
+        return msgspec.convert(await self._ask("marker", params, seconds), MarkerReply)
+
+    async def finish(self, seconds: float) -> str | None:
+        """Ask the mount to flush, unmount and end, and wait until it has; the sentence why not, or None."""
+        if not self.connected:
+            return None
+        gone = self._gone
+        try:
+            sentence = await self._server.request("finish", timeout_seconds=seconds)
+        except RequestFailed as error:
+            return str(error)
+        except PeerUnreachable as error:
+            return str(error) if self._is_connected() else None
+        if sentence is not None:
+            return str(sentence)
+        with trio.move_on_after(seconds):
+            if self._is_connected():
+                await gone.wait()
+        return "the mount process flushed but did not end" if self._is_connected() else None

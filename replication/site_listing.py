@@ -1,0 +1,69 @@
+"""What the file system in a site's area says of itself: the files its log names, and the blocks in use.
+
+Everything here reads the area file only, so it works beside a mount that goes on writing. It blocks: call
+it in a worker thread.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jfs.device import BLOCK_BYTES, FileDevice
+from jfs.listing import ListedFile, Listing, read_listing
+from replication.control import FileReport, ListingReply, Range
+from replication.parts import Place
+from replication.ranges import normalise, total_bytes
+
+
+@contextmanager
+def opened_listing(area: Path) -> Iterator[Listing]:
+    """The listing of the file system in an area file; CorruptionError where none can be read."""
+    device = FileDevice(area, read_only=True)
+    try:
+        yield read_listing(device)
+    finally:
+        device.close()
+
+
+def in_bytes(runs: list[tuple[int, int]]) -> list[Range]:
+    """Runs of blocks as ranges of bytes."""
+    return [(start * BLOCK_BYTES, count * BLOCK_BYTES) for start, count in runs]
+
+
+def _report(file: ListedFile) -> FileReport:
+    return FileReport(
+        inode=file.ino,
+        path=file.path,
+        ranges=in_bytes(file.ranges),
+        bytes=BLOCK_BYTES * sum(count for _, count in file.block_runs),
+        why=file.why,
+    )
+
+
+def local_files(area: Path) -> list[tuple[FileReport, list[Range]]]:
+    """Every file the log names, with its ranges on the volume."""
+    with opened_listing(area) as listing:
+        return [(_report(file), in_bytes(file.block_runs)) for file in listing.files]
+
+
+def local_ranges(area: Path) -> list[Range]:
+    """Every block a recovery copy must look at: of the files named, of the log, the superblocks."""
+    with opened_listing(area) as listing:
+        return normalise(in_bytes(listing.block_runs))
+
+
+def allocated_of(place: Place) -> list[Range]:
+    """Every block in use, and those of the log and the superblocks."""
+    with opened_listing(place.paths.area) as listing:
+        return normalise(in_bytes([*listing.allocated_runs(), *listing.block_runs]))
+
+
+def listing_of(place: Place, limit: int) -> ListingReply:
+    """What the log names, at most `limit` files told one by one."""
+    with opened_listing(place.paths.area) as listing:
+        ranges = normalise(in_bytes(listing.block_runs))
+        return ListingReply(
+            files=[_report(file) for file in listing.files[:limit]],
+            files_listed=len(listing.files),
+            bytes=total_bytes(ranges),
+        )

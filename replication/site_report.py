@@ -1,0 +1,117 @@
+"""What a daemon says of its site, for `status` and for the surveys of the procedures."""
+
+from typing import TYPE_CHECKING
+
+from jfs.errors import CorruptionError, DeviceError
+from replication.control import CopyReport, PositionReport, QueueReport, SiteReport, VolumeReport
+from replication.pair import State
+from replication.site_parts import FollowPart, SyncPart, WriterPart
+from replication.site_take_over import proof_of
+
+if TYPE_CHECKING:
+    from replication.site import Site
+
+
+async def report_of(site: "Site") -> SiteReport:
+    """The report; what a part cannot tell at the moment is left out, a status never fails for that."""
+    state, part = site.state, site.part
+    identity, roles = state.identity, state.roles
+    mount = await site.link.report()
+    proven, reason = _proof(site)
+    queue: QueueReport | None = None
+    copy: CopyReport | None = None
+    if isinstance(part, WriterPart):
+        try:
+            queue = _queue(part)
+        except (DeviceError, CorruptionError):
+            queue = None
+        copy = part.report()
+    return SiteReport(
+        site=site.name,
+        volume=None
+        if identity is None
+        else VolumeReport(uuid=str(identity.uuid), name=identity.name, size_bytes=identity.size_bytes),
+        roles=roles,
+        history=state.history(),
+        pairs=[record for record in state.pairs() if roles is not None and record.source == roles.writer],
+        mounted=site.link.connected,
+        mount=mount,
+        received_sequence=part.receiver.received_sequence if isinstance(part, SyncPart) else None,
+        position=_position(site),
+        queue=queue,
+        next_sequence=part.queue.state().next_sequence if isinstance(part, WriterPart) else None,
+        copy=copy,
+        proven=proven,
+        proven_reason=reason,
+        newest_known=state.newest_known,
+        take_over=state.take_over,
+        level=part.levelling.status() if isinstance(part, WriterPart) else None,
+    )
+
+
+def _proof(site: "Site") -> tuple[bool, str]:
+    part, roles = site.part, site.state.roles
+    if roles is None:
+        return False, f"site {site.name} has no volume yet"
+    if isinstance(part, SyncPart):
+        return proof_of(part.record.facts, roles)
+    if isinstance(part, WriterPart):
+        kept = site.state.take_over
+        if kept is not None and kept.epoch == roles.epoch:
+            return kept.lost == 0, kept.sentence
+        return True, "it is the writer"
+    if isinstance(part, FollowPart):
+        return False, "an asynchronous site may lack the last writes"
+    return False, part.sentence
+
+
+def _queue(part: WriterPart) -> QueueReport:
+    counts = part.queue.counts()
+    lag = part.shipper.lag().durable.seconds if part.shipper is not None else 0.0
+    return QueueReport(
+        entries=counts.entries,
+        bytes=counts.bytes,
+        oldest_sequence=counts.oldest_sequence,
+        newest_sequence=counts.newest_sequence,
+        lag_seconds=round(lag, 3),
+    )
+
+
+def _position(site: "Site") -> PositionReport | None:
+    part = site.part
+    if isinstance(part, SyncPart):
+        return PositionReport(
+            epoch=part.record.facts.epoch,
+            durable_sequence=part.receiver.durable_sequence,
+            applied_sequence=part.receiver.received_sequence,
+        )
+    if isinstance(part, FollowPart):
+        same = part.receiver.applied.epoch == part.receiver.durable.epoch
+        return PositionReport(
+            epoch=part.receiver.durable.epoch,
+            durable_sequence=part.receiver.durable.sequence,
+            applied_sequence=part.receiver.applied.sequence if same else 0,
+        )
+    return None
+
+
+def copy_report(part: WriterPart) -> CopyReport | None:
+    """How the shipping goes; None where the roles name no asynchronous site."""
+    shipper = part.shipper
+    if shipper is None:
+        return None
+    last, now = shipper.last_copy, shipper.progress
+    durable = shipper.durable
+    return CopyReport(
+        target=part.target,
+        phase=str(shipper.pair.state),
+        sentence=shipper.pair.reason,
+        level=shipper.pair.state is State.DUPLEX,
+        files_listed=part.files_listed,
+        bytes_listed=part.bytes_listed,
+        bytes_compared=now.hashed_bytes,
+        bytes_copied=last.copied_bytes + last.entries_bytes if last is not None else now.copied_bytes,
+        far_epoch=durable.epoch if durable is not None else 0,
+        durable_sequence=durable.sequence if durable is not None else 0,
+        applied_sequence=shipper.applied_sequence,
+    )

@@ -1,0 +1,109 @@
+"""A connection to the daemon: its hello is judged by the roles, then the part it wants carries it on."""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from jfs.errors import CorruptionError, DeviceError
+from replication.channel import Channel
+from replication.control import ControlError, decode_request, may_ask
+from replication.errors import RemoteProtocolError
+from replication.frames import PROTOCOL_VERSION, FrameType
+from replication.handshake import await_hello, refuse
+from replication.messages import Hello, RefusalCode, Reply, Request, Welcome, decode_json, encode_json
+from replication.roles import Purpose, Roles, Verdict, may_connect, should_adopt
+from replication.set_journal import JournalError
+from replication.site_parts import FollowPart, SyncPart
+from replication.state import StateError
+
+if TYPE_CHECKING:
+    from replication.site import Site
+
+
+async def serve_channel(site: "Site", channel: Channel) -> None:
+    """Carry on one conversation to its end."""
+    hello = await await_hello(channel)
+    if hello.roles is not None and channel.peer_site is not None:
+        await _learn(site, hello)
+    if hello.purpose == Purpose.CONTROL:
+        await _serve_control(site, channel)
+    else:
+        await _serve_data(site, channel, hello)
+
+
+async def _learn(site: "Site", hello: Hello) -> None:
+    """A peer with newer roles teaches this site, if it speaks of the same volume."""
+    identity = site.state.identity
+    same = identity is not None and hello.volume in {None, str(identity.uuid)}
+    if same and hello.roles is not None and should_adopt(site.state.roles, hello.roles):
+        await site.adopt(hello.roles)
+
+
+async def _serve_data(site: "Site", channel: Channel, hello: Hello) -> None:
+    roles, identity = site.state.roles, site.state.identity
+    if roles is None or identity is None:
+        sentence = f"site {site.name} has no volume yet; make one with `trisite mkfs`"
+        await refuse(channel, sentence, RefusalCode.WRONG_VOLUME)
+        return
+    if hello.volume != str(identity.uuid):
+        sentence = f"site {site.name} holds volume {identity.uuid}, not {hello.volume}"
+        await refuse(channel, sentence, RefusalCode.WRONG_VOLUME, roles)
+        return
+    level = isinstance(site.part, FollowPart) and site.part.level
+    decision = may_connect(hello.purpose, site.name, hello.site, roles, hello.roles, level=level)
+    if decision.verdict is not Verdict.ACCEPT:
+        sentence = decision.sentence or f"site {site.name} could not learn the newer roles"
+        await refuse(channel, sentence, decision.code or RefusalCode.FENCED, roles)
+        return
+    site.state.note_newest(hello.newest_sequence)
+    part = site.part
+    if hello.purpose == Purpose.SYNC and isinstance(part, SyncPart):
+        await part.receiver.serve(channel, hello, roles)
+    elif hello.purpose != Purpose.SYNC and isinstance(part, FollowPart):
+        channel.send_nowait(encode_json(_welcome(site, part, roles), identity.uuid.bytes, roles.epoch))
+        await part.receiver.serve(channel)
+    else:
+        sentence = f"site {site.name} is being set up for epoch {roles.epoch}; try again in a moment"
+        await refuse(channel, sentence, RefusalCode.BUSY, roles)
+
+
+def _welcome(site: "Site", part: FollowPart, roles: Roles) -> Welcome:
+    position = part.receiver.durable
+    return Welcome(
+        version=PROTOCOL_VERSION,
+        site=site.name,
+        roles=roles,
+        received_sequence=position.sequence,
+        durable_sequence=position.sequence,
+        position_epoch=position.epoch,
+        position_sequence=position.sequence,
+        has_volume=position.epoch > 0,
+    )
+
+
+async def _serve_control(site: "Site", channel: Channel) -> None:
+    welcome = Welcome(version=PROTOCOL_VERSION, site=site.name, roles=site.state.roles)
+    channel.send_nowait(encode_json(welcome))
+    while True:
+        frame = await channel.receive_one()
+        if frame.type is not FrameType.REQUEST:
+            raise RemoteProtocolError(f"{channel.peer} sent a {frame.type.name} frame where requests are")
+        message = decode_json(frame, Request)
+        await channel.send(encode_json(await _answer(site, channel, message)))
+
+
+async def _answer(site: "Site", channel: Channel, message: Request) -> Reply:
+    """The reply to one request; what the site cannot do is a sentence in it."""
+    try:
+        request = decode_request(message)
+        if not may_ask(request, channel.peer_site, plain=site.config.options.plain):
+            raise ControlError(
+                f"{channel.peer} may not ask for {message.method!r}; that needs the operator's certificate",
+                "forbidden",
+            )
+        result = await site.control.handle(request)
+    except ControlError as error:
+        return Reply(id=message.id, error=error.sentence, code=error.code)
+    except (DeviceError, CorruptionError, StateError, JournalError, OSError) as error:
+        return Reply(id=message.id, error=f"site {site.name}: {error}", code="fault")
+    return Reply(id=message.id, result=msgspec.to_builtins(result))

@@ -1,0 +1,122 @@
+"""Becoming the writer: the one moment in which a secondary fences the old writer (figures 10, 13, 14)."""
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from replication.config import SITE_NAMES, SiteName
+from replication.control import ControlError, Promote, PromoteReply
+from replication.received_record import Facts
+from replication.roles import Roles, role_of, superseded_sentence
+from replication.set_receiver import NotConsistent
+from replication.site_parts import FollowPart, SyncPart, WriterPart
+from replication.state import TakeOverRecord
+
+if TYPE_CHECKING:
+    from replication.site import Site
+
+NOTHING_LOST: Final = "nothing, proven by sequence numbers"
+
+
+def proof_of(facts: Facts, roles: Roles) -> tuple[bool, str]:
+    """Whether a synchronous secondary has every acknowledged write, and the sentence that says why (not)."""
+    if facts.copying:
+        return False, "the copy to site sync was under way and is not complete"
+    if facts.epoch != roles.epoch or not facts.has_volume:
+        return False, f"site sync holds nothing of epoch {roles.epoch} yet"
+    if not facts.in_step:
+        return False, f"site sync was not in step with site {roles.writer} when it last heard of it"
+    if facts.clean:
+        return True, f"{NOTHING_LOST}: site {roles.writer} said good-bye after its last flush"
+    if facts.protect:
+        return True, f"{NOTHING_LOST}: site {roles.writer} acknowledged nothing without site sync"
+    return False, f"site {roles.writer} ran without protection and may have gone on alone"
+
+
+async def promote(site: "Site", request: Promote) -> PromoteReply:
+    """Become the writer of the epoch asked for; asked again, say how it was."""
+    roles = site.roles
+    kept = site.state.take_over
+    if roles.writer == site.name and roles.epoch == request.epoch:
+        site.state.set_held_epoch(0)
+        if kept is not None and kept.epoch == roles.epoch:
+            return PromoteReply(roles=roles, lost=kept.lost, sentence=kept.sentence)
+        return PromoteReply(
+            roles=roles, lost=None, sentence="how this site became the writer is not on record"
+        )
+    if request.epoch != roles.epoch + 1:
+        raise ControlError(
+            f"site {site.name} is in epoch {roles.epoch} and cannot become the writer of "
+            f"epoch {request.epoch}; run the command again"
+        )
+    async_to = _site_name(request.async_to)
+    if isinstance(site.part, SyncPart):
+        return await _from_sync(site, site.part, roles, request.epoch, async_to)
+    if isinstance(site.part, FollowPart) and not site.part.level:
+        return await _from_async(site, site.part, roles, request, async_to)
+    if isinstance(site.part, WriterPart):
+        raise ControlError(f"site {site.name} is the writer of epoch {roles.epoch} already")
+    raise ControlError(f"site {site.name} cannot become the writer: {site.part_sentence}")
+
+
+def _site_name(name: str | None) -> SiteName | None:
+    if name is None or name in SITE_NAMES:
+        return name
+    raise ControlError(f"there is no site {name[:40]!r}")
+
+
+async def _from_sync(
+    site: "Site", part: SyncPart, roles: Roles, epoch: int, async_to: SiteName | None
+) -> PromoteReply:
+    facts = part.record.facts
+    if facts.copying or not facts.has_volume:
+        raise ControlError(
+            "the copy to site sync is not complete, so its area is no state of the volume; "
+            "bring the primary site back to finish it"
+        )
+    proven, sentence = proof_of(facts, roles)
+    draft = Roles(epoch=epoch, writer=site.name, async_to=async_to, since=time.time_ns())
+    # From here on nothing of the old writer is applied, so the sequence read next is final.
+    part.receiver.fence(superseded_sentence(roles.writer, draft), draft)
+    await trio.to_thread.run_sync(part.area.flush)
+    await trio.to_thread.run_sync(part.positions.flush)
+    new = msgspec.structs.replace(draft, start_sequence=part.receiver.received_sequence)
+    return await _become_writer(site, new, 0 if proven else None, sentence)
+
+
+async def _from_async(
+    site: "Site", part: FollowPart, roles: Roles, request: Promote, async_to: SiteName | None
+) -> PromoteReply:
+    try:
+        position = await part.receiver.promote()
+    except NotConsistent as error:
+        raise ControlError(f"site {site.name} cannot take over: {error}") from error
+    missing = max(0, site.state.newest_known - position.sequence)
+    if request.drained_sequence is not None and position.sequence >= request.drained_sequence:
+        lost, sentence = 0, f"{NOTHING_LOST}: site {roles.writer} stopped and is drained"
+    elif missing:
+        lost, sentence = missing, f"at least the writes {position.sequence + 1} to {site.state.newest_known}"
+    else:
+        lost, sentence = None, "not known: no surviving site knows what was acknowledged last"
+    new = Roles(
+        epoch=request.epoch,
+        writer=site.name,
+        async_to=async_to,
+        start_sequence=position.sequence,
+        since=time.time_ns(),
+    )
+    return await _become_writer(site, new, lost, sentence)
+
+
+async def _become_writer(site: "Site", roles: Roles, lost: int | None, sentence: str) -> PromoteReply:
+    """The record first: a kill after it changes nothing, a kill after the roles finds it."""
+    site.state.set_take_over(
+        TakeOverRecord(epoch=roles.epoch, start_sequence=roles.start_sequence, lost=lost, sentence=sentence)
+    )
+    site.state.set_held_epoch(0)
+    await site.adopt(roles)
+    if role_of(site.roles, site.name) != "writer" or not isinstance(site.part, WriterPart):
+        raise ControlError(f"site {site.name} could not be set up as the writer: {site.part_sentence}")
+    return PromoteReply(roles=site.roles, lost=lost, sentence=sentence)

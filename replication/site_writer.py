@@ -1,0 +1,155 @@
+"""The daemon's part at the writing site: ship the queue to the asynchronous site, level returning sites.
+
+The mount process appends to the queue and writes the area; the daemon reads both, so shipping survives
+the mount.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from jfs.errors import CorruptionError, DeviceError
+from replication.channel import Channel
+from replication.client import dial_site
+from replication.control import CopyReport, Range
+from replication.levelling import Levelling
+from replication.pair import Kind, Pair, State
+from replication.parts import Place
+from replication.position import Position, Remedy, history_of
+from replication.ranges import total_bytes
+from replication.roles import Purpose, Roles
+from replication.shipper import Shipper
+from replication.site_listing import allocated_of, listing_of, local_ranges
+from replication.site_report import copy_report
+from vsap.area import FileArea
+from vsap.digest import digest_ranges
+from vsap.virtual import apply_entries
+
+if TYPE_CHECKING:
+    from replication.site import Site
+
+
+class WriterPart:
+    """The writer's daemon in one epoch. Opened with the part, closed with it."""
+
+    def __init__(self, site: "Site", area: FileArea, stack: ExitStack, nursery: trio.Nursery) -> None:
+        self._site = site
+        self._nursery = nursery
+        self.area = area
+        self.queue = site.place.open_queue()
+        stack.callback(self.queue.close)
+        self.levelling = Levelling(site.place, area)
+        self.files_listed = 0
+        self.bytes_listed = 0
+        roles = site.roles
+        self.target: str = roles.async_to or ""
+        self.shipper = self._make_shipper(roles) if roles.async_to is not None else None
+        if self.shipper is not None:
+            nursery.start_soon(self.shipper.run)
+
+    def _make_shipper(self, roles: Roles) -> Shipper:
+        site, place = self._site, self._site.place
+        reason = f"site {self.target} has not answered in epoch {roles.epoch} yet"
+        pair = Pair(Kind.ASYNC, State.DUPLEX_PENDING, roles.since, reason)
+        return Shipper(
+            self.queue,
+            self.area,
+            self._dial,
+            volume=place.volume.uuid.bytes,
+            history=history_of(site.state.epoch_starts()),
+            ranges_for=self._ranges_for,
+            pair=pair,
+            settle_log=site.settle_log,
+            on_far=self._on_far,
+            on_pair=self._on_pair,
+        )
+
+    async def _dial(self) -> Channel:
+        place = self._site.place
+        newest = self.queue.state().next_sequence - 1
+        return await dial_site(place, self.target, Purpose.ASYNC, self._site.roles, newest_sequence=newest)
+
+    def _ranges_for(self, remedy: Remedy, far: Position) -> list[Range]:
+        """What a difference copy must look at; in a worker thread. DeviceError if the area is unreadable."""
+        place = self._site.place
+        try:
+            listing = listing_of(place, 0)
+            self.files_listed, self.bytes_listed = listing.files_listed, listing.bytes
+            if remedy is Remedy.ALLOCATED or place.state.untrusted_since is not None:
+                ranges = allocated_of(place)
+                self.bytes_listed = total_bytes(ranges)
+                return ranges
+            return local_ranges(place.paths.area)
+        except CorruptionError as error:
+            if far.sequence == 0 and self.queue.state().next_sequence == 1:
+                return []  # No file system was made yet: both areas are as empty as they were made.
+            raise DeviceError(5, f"the metadata log cannot be read: {error}") from error
+
+    def _on_far(self, durable: Position, applied_sequence: int) -> None:
+        self._site.link.tell_far(durable, applied_sequence)
+
+    def _on_pair(self, pair: Pair) -> None:
+        state, roles = self._site.state, self._site.roles
+        if roles.async_to is None:
+            return
+        state.set_pair("async", roles.writer, roles.async_to, str(pair.state), pair.reason)
+        if pair.state is State.DUPLEX:
+            self._keep_take_over()
+            if state.untrusted_since is not None:
+                state.set_untrusted_since(None)
+
+    def _keep_take_over(self) -> None:
+        """Put the figures of the finished recovery copy on record, for a failover that is run again."""
+        state, report = self._site.state, self.report()
+        kept = state.take_over
+        if report is None or kept is None or kept.epoch != self._site.roles.epoch:
+            return
+        if kept.copied_bytes is None:
+            state.set_take_over(
+                msgspec.structs.replace(
+                    kept,
+                    copied_bytes=report.bytes_copied,
+                    listed_files=report.files_listed,
+                    listed_bytes=report.bytes_listed,
+                )
+            )
+
+    def report(self) -> CopyReport | None:
+        """How the shipping goes; None where the roles name no asynchronous site."""
+        return copy_report(self)
+
+    def digests(self, ranges: Sequence[tuple[int, int]], leaf_bytes: int) -> list[bytes]:
+        """Digests of the area as it is; blocks."""
+        return digest_ranges(self.area, ranges, leaf_bytes)
+
+    def start_levelling(
+        self, target: str, roles: Roles, sequence: int, list_ranges: Callable[[], list[Range]]
+    ) -> None:
+        """Level a returning site; the status is asked for with GetLevel."""
+        self.levelling.begin(target)
+        self._nursery.start_soon(self.levelling.run, target, roles, sequence, list_ranges)
+
+    def bring_to_rest(self, place: Place) -> None:
+        """After the mount has ended: what a killed one left in the queue is in the area, and flushed (P3).
+
+        DeviceError while another process still writes the area. Blocks.
+        """
+        area = FileArea(place.paths.area)
+        try:
+            area.lock_writer(place.paths.writer_lock)
+            state = self.queue.state()
+            following = state.common_flush_sequence + 1
+            while following < state.next_sequence:
+                entries = self.queue.read(following)
+                if not entries:
+                    break
+                apply_entries(area, entries)
+                following = entries[-1].sequence + 1
+            area.flush()
+            self.queue.set_eligible(state.next_sequence - 1)
+            self.queue.set_common_flush(state.next_sequence - 1)
+        finally:
+            area.close()
