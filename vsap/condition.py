@@ -181,7 +181,8 @@ class Condition:
 
     def reserve(self, ceiling: int) -> None:
         """Records, durably, that sequences below `ceiling` may be issued; only the appending process does."""
-        self._write(clean=False, ceiling=ceiling)
+        newest = self._newest()
+        self._write(clean=False, ceiling=ceiling if newest is None else max(ceiling, newest.ceiling))
 
     def last(self) -> bool:
         """Before `leave`: whether no other process has the directory open, and then keeps others out."""

@@ -1,4 +1,4 @@
-"""A host whose disk is full under the queue: the application goes on, or is told; nothing is lost silently."""
+"""A host whose disk is full under the queue: the application goes on, or is told; nothing is lost unsaid."""
 
 import os
 import random
