@@ -375,6 +375,9 @@ class Channel:
             self.peer_site = self._identity.check_peer(tls.getpeercert(), expect)
         except ValueError as error:
             raise self._fail(PeerRefused(f"{self.peer}: {error}", code="certificate")) from error
+        # The peer's first frames may have come together with the end of its handshake.
+        self._decrypt(tls)
+        self._ready.extend(self._decode())
 
     async def _handshake_step(self, tls: ssl.SSLObject) -> bool:
         done = False
