@@ -1,11 +1,11 @@
 """One site's area as a stream of writes, and every prefix of it.
 
-The synchronous and the asynchronous copy both receive the stream in sequence order (P1, P5), so what C or D holds
-at a crash is a prefix. `StreamDevice` records the stream while jfs runs on it and can rebuild the area as of any
-sequence, which is all that the theorem of the metadata log talks about.
+The synchronous and the asynchronous copy both receive the stream in sequence order (P1, P5), so what
+C or D holds at a crash is a prefix. `StreamDevice` records the stream while jfs runs on it and can
+rebuild the area as of any sequence, which is all that the theorem of the metadata log talks about.
 
-What this model leaves out: writes lost or torn by a power cut at the writing site, for which jfs has its own crash
-tests, and anything about sockets.
+What this model leaves out: writes lost or torn by a power cut at the writing site, for which jfs has
+its own crash tests, and anything about sockets.
 """
 
 from __future__ import annotations

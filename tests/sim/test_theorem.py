@@ -1,7 +1,7 @@
 """The theorem of the metadata log: after recovery by the log alone, C and D hold the same blocks.
 
-Over random workloads, crash points, remounts and far-site positions. And it bites: the same test fails when intent
-records are left out (I1) and when coverage is retired before the far site has the blocks (I2).
+Over random workloads, crash points, remounts and far-site positions. And it bites: the same test fails
+when intent records are left out (I1) and when coverage is retired before the far site has the blocks (I2).
 """
 
 from __future__ import annotations
