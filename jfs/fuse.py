@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from stat import S_IFMT, S_IFREG, S_ISGID, S_ISUID
-from subprocess import DEVNULL, PIPE
+from subprocess import DEVNULL
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -164,7 +164,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, file_system: FileSystem) -> None:
         super().__init__()
         self.fs = file_system
-        self.throttle = file_system.store.throttle
+        self.throttle = trio.lowlevel.checkpoint if file_system.read_only else file_system.store.throttle
         self._missing = EntryAttributes()  # inode 0: "no such name", which the kernel may remember
         self._missing.st_ino = 0
         self._missing.entry_timeout = CACHE_SECONDS
@@ -369,11 +369,10 @@ async def serve(
     ready: Callable[[], None],
     stop: trio.Event,
 ) -> None:
-    """Mount, answer the kernel until somebody unmounts or `stop` is set, then make everything durable and
-    close.
+    """Mount, answer the kernel until somebody unmounts or `stop` is set; then make all durable and close.
 
-    `ready` is called once the mount answers. MountRefused if it cannot be made; the store is
-    then closed as well. DeviceError if the end could not be made durable.
+    `ready` is called once the mount answers. MountRefused if it cannot be made; the store is then closed as
+    well. DeviceError if the end could not be made durable.
     """
     try:
         check_fuse()
@@ -382,15 +381,17 @@ async def serve(
             pyfuse3.init(Operations(file_system), place, options.words())
         except RuntimeError as error:
             raise MountRefused(f"mounting on {mountpoint} failed: {error}; libfuse says why above") from None
+        detached = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_background, file_system)
+                if not file_system.read_only:
+                    nursery.start_soon(_background, file_system)
                 nursery.start_soon(_begin, place, ready)
-                nursery.start_soon(_unmount_when, stop, place)
+                nursery.start_soon(_unmount_when, stop, place, detached)
                 await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=options.max_tasks)
                 nursery.cancel_scope.cancel()
         finally:
-            pyfuse3.close(unmount=True)
+            pyfuse3.close(unmount=not detached.is_set())
     finally:
         with trio.CancelScope(shield=True):
             await file_system.close()
@@ -406,11 +407,10 @@ async def _background(file_system: FileSystem) -> None:
         await trio.sleep(1)
 
 
-async def _unmount_when(stop: trio.Event, place: str) -> None:
-    """Unmount as umount(8) does, while requests are still answered: the kernel holds pages that must be
-    written.
+async def _unmount_when(stop: trio.Event, place: str, detached: trio.Event) -> None:
+    """Unmount as umount(8) does, while requests are still answered: the kernel has pages to write back.
 
-    If somebody still uses the mount, write the pages back, take it out of sight and end anyway.
+    If somebody still uses the mount, write the pages back, take it out of sight (`detached`) and end anyway.
     """
     await stop.wait()
     command = [FUSERMOUNT, "-u", "--", place]
@@ -419,14 +419,16 @@ async def _unmount_when(stop: trio.Event, place: str) -> None:
         return
     log.warning("the mount is in use: %s", done.stderr.decode(errors="replace").strip())
     with trio.move_on_after(UNMOUNT_SECONDS):
-        await trio.run_process(["sync", "-f", place], check=False, stdin=DEVNULL, stderr=PIPE)
-    await trio.run_process([FUSERMOUNT, "-u", "-z", "--", place], check=False, stdin=DEVNULL, stderr=DEVNULL)
+        await trio.run_process(["sync", "-f", place], check=False, stdin=DEVNULL, stderr=DEVNULL)
+    command = [FUSERMOUNT, "-u", "-z", "--", place]
+    if (await trio.run_process(command, check=False, stdin=DEVNULL, stderr=DEVNULL)).returncode == 0:
+        detached.set()
     pyfuse3.terminate()
 
 
 async def _begin(place: str, ready: Callable[[], None]) -> None:
     """Wait for the first answer through the kernel, then say that the mount is ready."""
-    await trio.to_thread.run_sync(_settle, place)
+    await trio.to_thread.run_sync(_settle, place, abandon_on_cancel=True)
     ready()
 
 
