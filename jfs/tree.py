@@ -157,10 +157,10 @@ class Tree:
         for level in range(self.height - 1, 0, -1):
             branch = node(address, level)
             assert isinstance(branch, Branch)
-            index = bisect_right(branch.keys, key)
+            index = bisect_right(branch.keys, key) or 1  # the first child takes what is below all keys
             if index < len(branch.keys):
                 after = branch.keys[index]
-            address = branch.children[index - 1 if index else 0]
+            address = branch.children[index - 1]
         leaf = node(address, 0)
         assert isinstance(leaf, Leaf)
         return leaf, after
