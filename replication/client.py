@@ -50,14 +50,12 @@ class Client:
         return await ask(self._channel, request, seconds)
 
 
-async def dial_site(
-    place: Place, target: str, purpose: Purpose, roles: Roles, *, newest_sequence: int
-) -> Channel:
-    """A channel to `target` for data, welcomed but not running; PeerUnreachable, PeerRefused otherwise."""
-    config, volume = place.config, place.volume
+async def dial_channel(place: Place, target: str) -> Channel:
+    """A channel to the daemon of `target`; nothing was said yet. PeerUnreachable, PeerRefused."""
+    config = place.config
     there = config.site(target)
     identity = identity_of(config, place.site)
-    channel = await connect(
+    return await connect(
         there.host,
         there.port,
         identity=identity,
@@ -65,6 +63,14 @@ async def dial_site(
         plain=config.options.plain,
         silence_seconds=config.options.silence_seconds,
     )
+
+
+async def dial_site(
+    place: Place, target: str, purpose: Purpose, roles: Roles, *, newest_sequence: int
+) -> Channel:
+    """A channel to `target` for data, welcomed but not running; PeerUnreachable, PeerRefused otherwise."""
+    volume = place.volume
+    channel = await dial_channel(place, target)
     hello = Hello(
         version=PROTOCOL_VERSION,
         site=place.site,

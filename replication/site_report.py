@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from jfs.errors import CorruptionError, DeviceError
 from replication.control import CopyReport, PositionReport, QueueReport, SiteReport, VolumeReport
-from replication.pair import State
 from replication.site_parts import FollowPart, SyncPart, WriterPart
 from replication.site_take_over import proof_of
 
@@ -93,25 +92,3 @@ def _position(site: "Site") -> PositionReport | None:
             applied_sequence=part.receiver.applied.sequence if same else 0,
         )
     return None
-
-
-def copy_report(part: WriterPart) -> CopyReport | None:
-    """How the shipping goes; None where the roles name no asynchronous site."""
-    shipper = part.shipper
-    if shipper is None:
-        return None
-    last, now = shipper.last_copy, shipper.progress
-    durable = shipper.durable
-    return CopyReport(
-        target=part.target,
-        phase=str(shipper.pair.state),
-        sentence=shipper.pair.reason,
-        level=shipper.pair.state is State.DUPLEX,
-        files_listed=part.files_listed,
-        bytes_listed=part.bytes_listed,
-        bytes_compared=now.hashed_bytes,
-        bytes_copied=last.copied_bytes + last.entries_bytes if last is not None else now.copied_bytes,
-        far_epoch=durable.epoch if durable is not None else 0,
-        durable_sequence=durable.sequence if durable is not None else 0,
-        applied_sequence=shipper.applied_sequence,
-    )

@@ -23,7 +23,6 @@ from replication.ranges import total_bytes
 from replication.roles import Purpose, Roles
 from replication.shipper import Shipper
 from replication.site_listing import allocated_of, listing_of, local_ranges
-from replication.site_report import copy_report
 from vsap.area import FileArea
 from vsap.digest import digest_ranges
 from vsap.virtual import apply_entries
@@ -119,7 +118,24 @@ class WriterPart:
 
     def report(self) -> CopyReport | None:
         """How the shipping goes; None where the roles name no asynchronous site."""
-        return copy_report(self)
+        shipper = self.shipper
+        if shipper is None:
+            return None
+        last, now = shipper.last_copy, shipper.progress
+        durable = shipper.durable
+        return CopyReport(
+            target=self.target,
+            phase=str(shipper.pair.state),
+            sentence=shipper.pair.reason,
+            level=shipper.pair.state is State.DUPLEX,
+            files_listed=self.files_listed,
+            bytes_listed=self.bytes_listed,
+            bytes_compared=now.hashed_bytes,
+            bytes_copied=last.copied_bytes + last.entries_bytes if last is not None else now.copied_bytes,
+            far_epoch=durable.epoch if durable is not None else 0,
+            durable_sequence=durable.sequence if durable is not None else 0,
+            applied_sequence=shipper.applied_sequence,
+        )
 
     def digests(self, ranges: Sequence[tuple[int, int]], leaf_bytes: int) -> list[bytes]:
         """Digests of the area as it is; blocks."""

@@ -1,0 +1,70 @@
+"""A new volume at the sites, and the file system on it (figure 3): what `trisite mkfs` does."""
+
+import time
+from uuid import uuid4
+
+import msgspec
+
+from jfs.mkfs import make_file_system
+from jfs.mountpoint import MountRefused
+from replication.client import ask_site
+from replication.config import SITE_NAMES, Config, SiteName
+from replication.control import ControlError, CreateVolume
+from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
+from replication.mounting import open_writer
+from replication.procedures.survey import take_survey
+from replication.roles import first_roles
+
+CREATE_SECONDS = 60.0
+NEEDED: tuple[SiteName, ...] = ("primary", "sync")
+
+
+class CreateResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The new volume; `async_reached` False: the async site gets its copy when it answers."""
+
+    uuid: str
+    size_bytes: int
+    async_reached: bool
+
+
+async def create_volume(config: Config, *, force: bool = False) -> CreateResult:
+    """Make the volume at all sites that answer and an empty file system on it.
+
+    Primary and sync must answer. MountRefused in one sentence if they do not, or if a site holds a volume
+    and not `force`.
+    """
+    survey = await take_survey(config)
+    for site in NEEDED:
+        if site not in survey.reports:
+            raise MountRefused(
+                f"a new volume needs site {site}, which does not answer ({survey.why_silent(site)}); "
+                f"start its daemon with `trisite site {site}`"
+            )
+    holding = [site for site, report in survey.reports.items() if report.volume is not None]
+    if holding and not force:
+        raise MountRefused(
+            f"site {', '.join(holding)} holds a volume already; "
+            "--force makes a new one and loses what is on it"
+        )
+    uuid = uuid4()
+    roles = first_roles(time.time_ns())
+    request = CreateVolume(
+        uuid=str(uuid), name=config.volume.name, size_bytes=config.volume.size_bytes, roles=roles, force=force
+    )
+    # The writer last: it begins to ship as soon as it has the volume.
+    for site in reversed(SITE_NAMES):
+        if site in survey.reports:
+            await _create_at(config, site, request)
+    async with open_writer(config, "primary") as writer:
+        await make_file_system(writer.device, volume_uuid=uuid, epoch=roles.epoch, label=config.volume.name)
+        await writer.device.flush()
+    return CreateResult(
+        uuid=str(uuid), size_bytes=config.volume.size_bytes, async_reached="async" in survey.reports
+    )
+
+
+async def _create_at(config: Config, site: SiteName, request: CreateVolume) -> None:
+    try:
+        await ask_site(config, site, request, CREATE_SECONDS)
+    except (PeerUnreachable, PeerRefused, RemoteProtocolError, ControlError) as error:
+        raise MountRefused(f"site {site} cannot make the volume: {error}") from error
