@@ -116,7 +116,7 @@ def check_fuse() -> None:
         raise MountRefused(f"{FUSERMOUNT} is not installed; install the package fuse3")
 
 
-def mounted_file_system(path: str, table: Path = MOUNT_TABLE) -> str | None:
+def mounted_file_system(path: str, table: Path | None = None) -> str | None:
     """The type of the newest mount whose mount point is exactly this resolved path, or None. Reads only the
     table.
     """
@@ -124,7 +124,7 @@ def mounted_file_system(path: str, table: Path = MOUNT_TABLE) -> str | None:
     return None if found is None else found[1]
 
 
-def device_number(path: str, table: Path = MOUNT_TABLE) -> str | None:
+def device_number(path: str, table: Path | None = None) -> str | None:
     """``major:minor`` of the newest mount at this resolved path, or None; asks nothing of the file system
     itself.
     """
@@ -132,10 +132,10 @@ def device_number(path: str, table: Path = MOUNT_TABLE) -> str | None:
     return None if found is None else found[0]
 
 
-def _newest_mount(path: str, table: Path) -> tuple[str, str] | None:
+def _newest_mount(path: str, table: Path | None) -> tuple[str, str] | None:
     """(``major:minor``, file system type) of the last line of the mount table for this path."""
     newest = None
-    for line in table.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    for line in (table or MOUNT_TABLE).read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         fields, _, rest = line.partition(" - ")
         parts = fields.split(" ")
         if _unescape(parts[4]) == path:
