@@ -16,7 +16,7 @@ ZEROS = bytes(BLOCK_BYTES)
 class MemoryDevice:
     """A sparse device in memory. The last `far_lag` writes are still on their way to the far site.
 
-    `failing_writes` and `failing_flushes` count down: so many calls raise DeviceError, writes without an effect.
+    `failing_writes` and `failing_flushes` count down: so many calls fail, without an effect.
     """
 
     def __init__(self, size_bytes: int, blocks: dict[int, bytes] | None = None) -> None:
@@ -96,7 +96,7 @@ class Noted:
 
 
 class CrashDevice(MemoryDevice):
-    """Remembers every write and flush since it was made, so that a power cut at any point can be played out."""
+    """Remembers every write and flush since it was made, so that a power cut at any point can be played."""
 
     def __init__(self, size_bytes: int, blocks: dict[int, bytes] | None = None) -> None:
         super().__init__(size_bytes, blocks)

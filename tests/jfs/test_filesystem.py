@@ -7,7 +7,6 @@ from stat import S_IFBLK, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK, S_IMODE,
 from uuid import UUID
 
 import pytest
-from devices import MemoryDevice
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from jfs.layout import DIRENT, INODE, ORPHAN, ORPHAN_INO, key_range, make_key
 from jfs.mkfs import make_file_system
 from jfs.nodes import DEFAULT_OPTIONS
 from jfs.store import Store
+from tests.devices import MemoryDevice
 
 ROOT = 1
 FILE = S_IFREG | 0o644

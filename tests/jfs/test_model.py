@@ -12,7 +12,6 @@ from uuid import UUID
 
 import hypothesis.strategies as st
 import trio
-from devices import MemoryDevice
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -21,6 +20,7 @@ from jfs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE, FileSystem, FileSy
 from jfs.layout import ORPHAN, ORPHAN_INO, key_range
 from jfs.mkfs import make_file_system
 from jfs.store import Store
+from tests.devices import MemoryDevice
 
 SIZE = 32 << 20
 ROOT = 1

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from far_pair import BLOCK, BLOCKS, SIZE, VOLUME, Target, Writer, blocks_that_differ, channel_pair
+import trio.lowlevel
 
 from replication.channel import Channel
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
@@ -19,6 +19,16 @@ from replication.ranges import Range
 from replication.set_journal import JournalError
 from replication.set_receiver import SetReceiver
 from replication.shipper import Shipper
+from tests.replication.far_pair import (
+    BLOCK,
+    BLOCKS,
+    SIZE,
+    VOLUME,
+    Target,
+    Writer,
+    blocks_that_differ,
+    channel_pair,
+)
 
 FIRST = (EpochStart(1, 0),)
 
@@ -171,7 +181,7 @@ async def test_the_far_site_follows_and_the_queue_is_trimmed(seed: int) -> None:
             writer.write()
             writer.acknowledge()
             shipper.notify()
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
         await level(shipper, writer)
         assert shipper.pair.state is State.DUPLEX
         assert target.area.content == writer.states[50]
@@ -259,7 +269,7 @@ async def test_a_copy_is_exact_while_the_application_writes(seed: int) -> None:
                 writer.push()
                 if chance.random() < 0.5:
                     writer.acknowledge(chance.randint(writer.queue.eligible, writer.newest))
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
                 if receiver.applied.sequence not in seen and receiver.applied == receiver.durable:
                     seen.add(receiver.applied.sequence)
         writer.acknowledge()

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from sync_pair import identity, until
 
 from replication.bodies import decode_data, encode_write
 from replication.channel import Channel
@@ -20,6 +19,7 @@ from replication.handshake import await_hello, greet, refuse
 from replication.keys import Identity, KeysError, load_identity, make_keys
 from replication.messages import Hello, RefusalCode, Welcome, encode_json
 from replication.roles import Roles
+from tests.replication.sync_pair import identity, until
 
 VOLUME = bytes(range(16))
 Handler = Callable[[Channel], Awaitable[None]]
@@ -102,7 +102,7 @@ async def test_a_client_with_a_foreign_certificate_is_refused(tmp_path: Path) ->
 
 
 def _shared_keys() -> Path:
-    import sync_pair
+    from tests.replication import sync_pair
 
     return sync_pair._keys()
 

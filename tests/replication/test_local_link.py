@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import trio
-from sync_pair import until
 
 from replication.errors import PeerUnreachable
 from replication.local_link import LocalClient, LocalServer, RequestFailed
+from tests.replication.sync_pair import until
 
 
 class Daemon:

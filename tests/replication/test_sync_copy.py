@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from sync_pair import Secondary, Writer, blocks, identity, until
 
 from jfs.errors import DeviceError
 from replication.pair import State
 from replication.roles import Roles
+from tests.replication.sync_pair import Secondary, Writer, blocks, identity, until
 
 
 async def test_writes_arrive_in_order_and_flush_makes_them_durable(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from stream import BLOCK, ZERO, StreamDevice, copy_runs, expand
-from test_theorem import SIZE_BYTES, run_workload
 
 from jfs.coverage import CoveragePolicy
 from jfs.listing import read_listing
@@ -19,6 +17,8 @@ from replication.listing import (
     written_after,
 )
 from replication.ranges import Range, intersect, normalise, subtract, total_bytes
+from tests.sim.stream import BLOCK, ZERO, StreamDevice, copy_runs, expand
+from tests.sim.test_theorem import SIZE_BYTES, run_workload
 
 CHUNK = CHUNK_BYTES // BLOCK
 

@@ -13,14 +13,14 @@ from uuid import UUID
 
 import pytest
 import trio
-from stream import ZERO, StreamDevice, copy_runs, expand
-from workload import Workload
 
 from jfs.coverage import CoveragePolicy
 from jfs.filesystem import FileSystem
 from jfs.listing import read_listing
 from jfs.mkfs import make_file_system
 from jfs.store import Store, StoreOptions
+from tests.sim.stream import ZERO, StreamDevice, copy_runs, expand
+from tests.sim.workload import Workload
 
 VOLUME = UUID("5e5b1d3a-0000-4000-8000-7472697369fe")
 SIZE_BYTES = 48 << 20
