@@ -98,7 +98,13 @@ def changes(
     @wraps(handler)
     async def run(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            result = handler(self, *args, **kwargs)
+            try:
+                result = handler(self, *args, **kwargs)
+            except NoSpace:
+                # Refused before anything was changed. A checkpoint gives back what was freed since the last
+                # one, and makes room in the log.
+                await self.fs.store.checkpoint()
+                result = handler(self, *args, **kwargs)
             await self.throttle()
         except Exception as error:
             raise kernel_error(error) from None
@@ -275,9 +281,8 @@ class Operations(pyfuse3.Operations):
         clears = bool(fh & _CLEARS)
         try:
             sequence = self.fs.write(fh >> 1, off, buf, stamp=clears, clear_privileges=clears)
-        except NoSpace:
-            # A commit gives back what was freed since the last one, and makes room in the log.
-            await self.fs.commit()
+        except NoSpace:  # as in `changes`
+            await self.fs.store.checkpoint()
             sequence = self.fs.write(fh >> 1, off, buf, stamp=clears, clear_privileges=clears)
         await self._accepted(sequence)
         return len(buf)
