@@ -314,7 +314,7 @@ class LogReader:
                 batch = decode_batch(
                     raw[(place.block - segment.start) * BLOCK_BYTES :], self._uuid, place.block
                 )
-                if batch is None or batch.lsn != place.lsn or batch.chain != place.chain:
+                if batch is None or not self._continues(batch):
                     self._check_end(raw, segment.start)
                     return
                 self.place = LogPlace(place.lsn + 1, batch.next_block, batch.checksum)
@@ -322,6 +322,9 @@ class LogReader:
                     self._follow(batch)
                     jumped = True
                 yield batch
+
+    def _continues(self, batch: Batch) -> bool:
+        return batch.lsn == self.place.lsn and batch.chain == self.place.chain
 
     def _follow(self, batch: Batch) -> None:
         if len(batch.body) != JUMP.size:

@@ -359,7 +359,7 @@ class Store:
                     return
                 try:
                     await checkpoint.merge()
-                    await self._flush()
+                    await self._flush_nodes()
                     checkpoint.issue_superblock(clean=clean)
                 except BaseException:
                     checkpoint.abandon()
@@ -398,6 +398,10 @@ class Store:
         if cheap or len(log.segments) > log.segment_limit // 2 or not log.has_room(0):
             names_to_renew(volume, housekeeping)
         return housekeeping
+
+    async def _flush_nodes(self) -> None:
+        """A superblock must not be durable before the tree that it points to."""
+        await self._flush()
 
     async def _finish_checkpoint(self) -> None:
         """The superblock is issued: once it is durable, the old state is free. Tried again after an error."""

@@ -11,6 +11,7 @@ from jfs.errors import DeviceError
 
 SECTOR_BYTES = 512
 ZEROS = bytes(BLOCK_BYTES)
+FLUSH_TICKS = 3  # a flush takes its time: others go on meanwhile
 
 
 class MemoryDevice:
@@ -115,6 +116,8 @@ class CrashDevice(MemoryDevice):
 
     async def flush(self) -> None:
         count = len(self.history)
+        for _ in range(FLUSH_TICKS):
+            await trio.lowlevel.checkpoint()
         await super().flush()
         self.history.append(Flushed(count))
 
