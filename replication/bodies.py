@@ -54,6 +54,8 @@ MAX_DATA_BYTES: Final = MAX_BODY_BYTES - BLOCK_BYTES
 MAX_RANGES: Final = (MAX_BODY_BYTES - _LARGEST_PREFIX) // _RANGE.size
 MAX_DIGESTS: Final = (MAX_BODY_BYTES - _LARGEST_PREFIX) // DIGEST_BYTES
 
+WRITE_MORE: Final = 1
+"""Flag of WRITE: another frame of the same sequence follows, an entry longer than one frame may be."""
 COPY_ZEROS: Final = 1
 """Flag of COPY: the range is zeros, no data follows."""
 COPY_LAST: Final = 2
@@ -187,9 +189,11 @@ def encode_write(
     timestamp_ns: int,
     data: Buffer,
     kind: FrameType = FrameType.WRITE,
+    flags: int = 0,
 ) -> list[Buffer]:
     """WRITE, or SET_DATA when `kind` says so. The data is not copied."""
-    return encode(kind, volume, epoch, sequence, data, prefix=_OFFSET_TIME.pack(offset, timestamp_ns))
+    prefix = _OFFSET_TIME.pack(offset, timestamp_ns)
+    return encode(kind, volume, epoch, sequence, data, prefix=prefix, flags=flags)
 
 
 def encode_discard(

@@ -49,6 +49,11 @@ class Facts(NamedTuple):
     clean: bool = False
     """The writer said good-bye after its last flush."""
 
+    @property
+    def promise(self) -> tuple[int, bool, bool, bool]:
+        """The part that says what this site may conclude about what was acknowledged."""
+        return self.epoch, self.in_step, self.protect, self.clean
+
 
 class ReceivedRecord:
     """The record of one area. One process at a time; methods that sync block (call them in a thread)."""

@@ -189,6 +189,7 @@ class SyncCopy(SyncLedger):
                 "bring it back first, or force the suspension and never take over there"
             )
         self._suspended = True
+        self._in_step = False
         self._event(Event.SUSPEND, reason)
         if self._stream is not None:
             self._stream.channel.close("the pair was suspended")

@@ -17,6 +17,7 @@ from replication.bodies import (
     DIGEST_BYTES,
     FLUSH_CLEAN,
     FLUSH_SUSPEND,
+    WRITE_MORE,
     Differ,
     MarkerDigests,
     decode_copy,
@@ -334,7 +335,8 @@ class _Session:
         self._expect(frame.sequence)
         self._note(frame.sequence, offset, len(data))
         self._area.write(offset, data)
-        self._advance(frame.sequence)
+        if not frame.flags & WRITE_MORE:
+            self._advance(frame.sequence)
 
     def _discard(self, frame: Frame) -> None:
         offset, _, length = decode_discard(frame)
@@ -484,12 +486,8 @@ class _Session:
                 self._record.received_sequence = self._record.copy_sequence
             self._record.facts = facts
             on_facts = self._receiver.on_facts
-            if on_facts is not None and _promise(facts) != _promise(before):
+            if on_facts is not None and facts.promise != before.promise:
                 await trio.to_thread.run_sync(on_facts, facts)
-
-
-def _promise(facts: Facts) -> tuple[int, bool, bool, bool]:
-    return facts.epoch, facts.in_step, facts.protect, facts.clean
 
 
 class _Gap(Exception):

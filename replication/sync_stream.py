@@ -11,6 +11,9 @@ from jfs.errors import CorruptionError, DeviceError
 from replication.bodies import (
     COPY_BEGIN,
     COPY_LAST,
+    MAX_DATA_BYTES,
+    MAX_RANGES,
+    WRITE_MORE,
     FarPosition,
     Hashes,
     Marker,
@@ -50,8 +53,10 @@ class Readable(Protocol):
 
 
 def encode_entry(volume: bytes, epoch: int, entry: Entry) -> list[Buffer]:
-    """The frame of an entry. DeviceError if it is one that cannot be sent (damaged in the queue)."""
+    """The frame of an entry, or several of a long write. DeviceError if it is one that cannot be sent."""
     if entry.kind == WRITE:
+        if len(entry.payload) > MAX_DATA_BYTES:
+            return _encode_long(volume, epoch, entry)
         return encode_write(volume, epoch, entry.sequence, entry.offset, entry.timestamp_ns, entry.payload)
     if entry.kind == DISCARD:
         return encode_discard(volume, epoch, entry.sequence, entry.offset, entry.timestamp_ns, entry.length)
@@ -59,8 +64,21 @@ def encode_entry(volume: bytes, epoch: int, entry: Entry) -> list[Buffer]:
         ranges, leaf_bytes = decode_marker(entry.payload)
     except ValueError as error:
         raise DeviceError(errno.EIO, f"entry {entry.sequence} cannot be sent: {error}") from error
+    if len(ranges) > MAX_RANGES:
+        raise DeviceError(errno.EIO, f"a marker of {len(ranges)} ranges is longer than a frame may be")
     marker = Marker(entry.timestamp_ns, leaf_bytes, tuple(ranges))
     return encode_marker(volume, epoch, entry.sequence, marker)
+
+
+def _encode_long(volume: bytes, epoch: int, entry: Entry) -> list[Buffer]:
+    buffers: list[Buffer] = []
+    view = memoryview(entry.payload)
+    for at in range(0, len(view), MAX_DATA_BYTES):
+        part = view[at : at + MAX_DATA_BYTES]
+        flags = WRITE_MORE if at + len(part) < len(view) else 0
+        offset = entry.offset + at
+        buffers += encode_write(volume, epoch, entry.sequence, offset, entry.timestamp_ns, part, flags=flags)
+    return buffers
 
 
 class SyncStream:
@@ -197,8 +215,8 @@ class SyncStream:
             if zeros and resync.initial:
                 return True
             content: Buffer | int = length if zeros else data
+            resync.sent(part)  # before: if the send fails, the next connection finds it unacknowledged
             self.channel.send_nowait(encode_copy(self._volume, self._epoch, self.sent, offset, content))
-            resync.sent(part)
             return True
         question = resync.next_question()
         if question is None:

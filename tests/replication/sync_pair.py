@@ -23,10 +23,10 @@ from replication.received_record import Facts, ReceivedRecord
 from replication.roles import Roles
 from replication.sync_copy import SyncCopy
 from replication.sync_receiver import SyncReceiver
-from vsap.entry import Entry, discard_entry, write_entry
+from vsap.entry import Entry, discard_entry, marker_entry, write_entry
 
 VOLUME = UUID("12345678-1234-5678-1234-567812345678")
-SIZE = 4 << 20
+SIZE = 8 << 20
 BLOCK = 4096
 ROLES = Roles(epoch=1, writer="primary", sync_to="sync", async_to="async")
 
@@ -116,6 +116,7 @@ class Writer:
     common_flush: int = 0
     pairs: list[Pair] = field(default_factory=list)
     superseded: list[Roles] = field(default_factory=list)
+    told: list[bool] = field(default_factory=list)
     copy: SyncCopy | None = None
 
     def differing(self, after: int) -> list[tuple[int, int]] | None:
@@ -146,6 +147,7 @@ class Writer:
             protect_timeout_seconds=protect_timeout_seconds,
             on_pair=self.pairs.append,
             on_superseded=self.superseded.append,
+            on_told=self.told.append,
         )
         return self.copy
 
@@ -156,6 +158,13 @@ class Writer:
     def discard(self, block: int, blocks: int = 1) -> int:
         sequence = self.queue.next_sequence
         return self._issue(discard_entry(sequence, time.time_ns(), block * BLOCK, blocks * BLOCK))
+
+    def marker(self, ranges: Sequence[tuple[int, int]], leaf_bytes: int) -> int:
+        entry = marker_entry(self.queue.next_sequence, time.time_ns(), ranges, leaf_bytes)
+        self.queue.append(entry)
+        if self.copy is not None:
+            self.copy.send(entry)
+        return entry.sequence
 
     def _issue(self, entry: Entry) -> int:
         self.queue.append(entry)

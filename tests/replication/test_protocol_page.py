@@ -50,7 +50,7 @@ def test_flags_kinds_and_limits() -> None:
     for _, number, name, _ in rows("| type | flag | name | meaning |"):
         assert getattr(bodies, name) == int(number)
     named = {name for _, _, name, _ in rows("| type | flag | name | meaning |")}
-    assert named == {n for n in vars(bodies) if re.match(r"(COPY|RECEIVED|FLUSH)_", n)}
+    assert named == {n for n in vars(bodies) if re.match(r"(WRITE|COPY|RECEIVED|FLUSH)_", n)}
     kinds = ", ".join(f"{number} {kind}" for number, kind in enumerate(SetKind))
     assert kinds in PAGE
     assert f"Protocol version: **{PROTOCOL_VERSION}**" in PAGE

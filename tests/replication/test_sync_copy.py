@@ -1,14 +1,37 @@
 """The synchronous copy over loopback sockets: killed and brought back at every stage."""
 
+import errno
+import random
+import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
+import trio.lowlevel
+import trio.testing
 
 from jfs.errors import DeviceError
+from replication.bodies import encode_write
+from replication.channel import Channel
+from replication.connections import connect, listen
+from replication.errors import PeerRefused, PeerUnreachable
+from replication.frames import FrameType, encode
+from replication.handshake import await_hello, greet
+from replication.messages import Welcome, encode_json
 from replication.pair import State
 from replication.roles import Roles
-from tests.replication.sync_pair import Secondary, Writer, blocks, identity, until
+from tests.replication.sync_pair import ROLES, SIZE, VOLUME, Secondary, Writer, blocks, identity, until
+from vsap.digest import digest_ranges
+
+
+def now(value: bool) -> bool:
+    """The value of a property at this moment; keeps the type checker from believing that it stays so."""
+    return value
+
+
+def _wait(event: threading.Event) -> None:
+    event.wait(20)
 
 
 async def test_writes_arrive_in_order_and_flush_makes_them_durable(tmp_path: Path) -> None:
@@ -101,4 +124,427 @@ async def test_a_superseded_writer_is_refused_for_good(tmp_path: Path) -> None:
             await copy.wait_received(sequence)
         assert writer.superseded == [newer]
         assert secondary.area.data == before
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_entry_longer_than_a_frame(tmp_path: Path) -> None:
+    secondary, writer = Secondary(tmp_path), Writer()
+    async with secondary.up(), trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer())
+        nursery.start_soon(copy.run)
+        await until(lambda: copy.in_step)
+        await copy.wait_received(writer.write(1, blocks(range(1, 1300))))
+        assert secondary.area.data == writer.area.data
+        nursery.cancel_scope.cancel()
+
+
+async def test_protection_refuses_and_resumes_by_itself(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """No secondary: a waiter hears a sentence after protect_timeout; writes resume when it is back."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    reachable = False
+    dial = secondary.dialer()
+
+    async def dial_or_fail() -> object:
+        if not reachable:
+            raise PeerUnreachable("site sync at 192.0.2.1:7002 cannot be reached: no route")
+        return await dial()  # type: ignore[misc]
+
+    copy = writer.make_copy(dial_or_fail)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(copy.run)
+        assert copy.refusal() is None
+        sequence = writer.write(1, blocks([1]))
+        with pytest.raises(DeviceError, match=r"site sync .*no route.*Failure-Suspend since.*daemon") as info:
+            await copy.wait_received(sequence)
+        assert info.value.errno == errno.EIO
+        assert 10 <= trio.current_time() <= 13
+        assert "\n" not in info.value.sentence
+        with pytest.raises(DeviceError, match="no route"):
+            await copy.wait_durable(sequence)
+        assert copy.refusal() is not None
+        assert not now(copy.unprotected)
+        autojump_clock.autojump_threshold = float("inf")
+        autojump_clock.rate = 100.0
+        reachable = True
+        async with secondary.up():
+            await until(lambda: copy.in_step, 1000)
+            assert copy.refusal() is None
+            await copy.wait_received(sequence)
+            assert secondary.area.data == writer.area.data
+        nursery.cancel_scope.cancel()
+    assert [pair.state for pair in writer.pairs][-2:] == [State.DUPLEX_PENDING, State.DUPLEX]
+
+
+async def test_without_protection_writes_go_on_and_positions_bring_it_level(tmp_path: Path) -> None:
+    """The queue has forgotten what the secondary lacks: only the written blocks are copied."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    async with trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer(), protect=False)
+        async with secondary.up():
+            nursery.start_soon(copy.run)
+            await until(lambda: copy.in_step)
+            await copy.wait_received(writer.write(1, blocks(range(1, 200))))
+        await until(lambda: not copy.in_step)
+        assert now(copy.unprotected)
+        assert now(copy.behind_since is not None)
+        for number in range(100):
+            sequence = writer.write(number % 7 + 300, blocks([number]))
+            with trio.fail_after(5):
+                await copy.wait_received(sequence)
+                await copy.wait_durable(sequence)
+        writer.discard(3)
+        writer.common_flush = writer.queue.next_sequence - 1
+        writer.queue.forget(writer.common_flush)
+        untouched = bytes(secondary.area.data[50 * 4096 : 60 * 4096])
+        secondary.area.data[50 * 4096 : 51 * 4096] = b"?" * 4096  # would be mended by a full copy
+        async with secondary.up():
+            await until(lambda: copy.in_step)
+            assert now(copy.behind_since is None)
+            assert secondary.area.data[50 * 4096 : 51 * 4096] == b"?" * 4096
+            secondary.area.data[50 * 4096 : 60 * 4096] = untouched
+            assert secondary.area.data == writer.area.data
+            assert secondary.record.received_sequence == writer.queue.next_sequence - 1
+            assert now(secondary.record.facts.in_step)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_empty_secondary_is_copied_while_writes_go_on(tmp_path: Path) -> None:
+    """The initial copy: zeros do not travel, writes made meanwhile arrive too."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    for number in range(200):
+        writer.write(number * 3, blocks([number + 1]))
+    writer.queue.forget(200)
+    copy = writer.make_copy(secondary.dialer())
+    async with secondary.up(), trio.open_nursery() as nursery:
+        nursery.start_soon(copy.run)
+        await until(lambda: copy.pair.state is State.INITIAL_COPYING)
+        assert now(copy.unprotected)
+        for number in range(300):
+            writer.write(number * 5, blocks([number]))
+            await trio.lowlevel.checkpoint()
+        await until(lambda: copy.in_step)
+        assert not now(copy.unprotected)
+        await copy.wait_received(writer.queue.next_sequence - 1)
+        assert secondary.area.data == writer.area.data
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_interrupted_copy_is_no_state_and_goes_on(tmp_path: Path) -> None:
+    """The secondary dies in mid-copy: it says so, and the copy is not begun again."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    for number in range(4):
+        writer.write(number * 512, blocks(range(number, number + 512)))
+    writer.queue.forget(4)
+    copy = writer.make_copy(secondary.dialer())
+    async with trio.open_nursery() as nursery:
+        async with secondary.up():
+            nursery.start_soon(copy.run)
+            await until(lambda: copy._resync is not None and copy._resync.copied_bytes > 1 << 20)
+            if copy.in_step:
+                pytest.fail("the copy was over before it could be interrupted")
+        await until(lambda: copy.pair.state is State.FAILURE_SUSPEND)
+        before = copy._resync
+        assert before is not None
+        assert not now(secondary.receiver.consistent)
+        copied = before.copied_bytes
+        writer.write(7, blocks([99]))
+        secondary.record.close()
+        secondary.open_record()
+        async with secondary.up():
+            await until(lambda: copy.in_step)
+            assert now(before.done)
+            assert 1 << 20 < copied < SIZE
+            assert before.copied_bytes == SIZE  # nothing that was acknowledged travelled again
+            assert secondary.area.data == writer.area.data
+            assert now(secondary.receiver.consistent)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_not_known_is_compared_and_only_differences_travel(tmp_path: Path) -> None:
+    """The positions are gone too: hashes find the blocks that differ."""
+    secondary, writer = Secondary(tmp_path), Writer(positions_known=False)
+    async with trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer(), protect=False)
+        async with secondary.up():
+            nursery.start_soon(copy.run)
+            await copy.wait_received(writer.write(0, blocks(range(1, 500))))
+            await until(lambda: copy.in_step)
+        await until(lambda: not copy.in_step)
+        for number in range(5):
+            writer.write(number * 100, blocks([200]))
+        writer.queue.forget(writer.queue.next_sequence - 1)
+        resyncs = []
+        async with secondary.up():
+            await until(lambda: copy._resync is not None or copy.in_step)
+            resyncs.append(copy._resync)
+            await until(lambda: copy.in_step)
+            assert secondary.area.data == writer.area.data
+        assert resyncs[0] is not None
+        assert resyncs[0].copied_bytes == 5 * 4096
+        nursery.cancel_scope.cancel()
+
+
+async def test_markers_digest_this_very_place_in_the_stream(tmp_path: Path) -> None:
+    secondary, writer = Secondary(tmp_path, identity("sync")), Writer()
+    ranges = [(0, 1 << 20), (2 << 20, 10 * 4096)]
+    async with secondary.up(), trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer(identity("primary")))
+        nursery.start_soon(copy.run)
+        await until(lambda: copy.in_step)
+        writer.write(3, blocks([3]))
+        expected = digest_ranges(writer.area, ranges, 65536)
+        sequence = writer.marker(ranges, 65536)
+        writer.write(3, blocks([4]))
+        with trio.fail_after(10):
+            assert await copy.marker_digests(sequence) == expected
+        assert digest_ranges(writer.area, ranges, 65536) != expected
+        await copy.wait_received(sequence + 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_far_position_travels_in_the_stream(tmp_path: Path) -> None:
+    secondary, writer = Secondary(tmp_path), Writer()
+    async with secondary.up(), trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer())
+        copy.far_position(1, 0)
+        nursery.start_soon(copy.run)
+        await copy.wait_received(writer.write(1, blocks([1])))
+        copy.far_position(1, 1)
+        await until(lambda: secondary.receiver.far_position == (1, 1))
+        copy.far_position(1, 0)  # an older one changes nothing
+        await copy.wait_received(writer.write(2, blocks([2])))
+        assert secondary.receiver.far_position == (1, 1)
+        assert secondary.far[-1] == (1, 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_flushes_do_not_hold_up_writes(tmp_path: Path) -> None:
+    """While the secondary's disk flushes, later writes are received; FLUSHED covers only what was before."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    released = threading.Event()
+    async with secondary.up(), trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer())
+        nursery.start_soon(copy.run)
+        await until(lambda: copy.in_step)
+        secondary.area.before_flush = lambda: _wait(released)
+        first = writer.write(1, blocks([1]))
+        copy.request_flush(first)
+        await copy.wait_received(first)
+        await trio.sleep(0.02)
+        second = writer.write(2, blocks([2]))
+        await copy.wait_received(second)
+        assert copy.durable_sequence < first
+        released.set()
+        await copy.wait_durable(first)
+        assert secondary.area.durable[4096:8192] == blocks([1])
+        copy.request_flush(second)
+        await copy.wait_durable(second)
+        assert secondary.area.durable == writer.area.data
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_failing_area_is_named(tmp_path: Path) -> None:
+    """The secondary's disk fails: the writer's operator reads which site, and what its host said."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    async with secondary.up(), trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer(), protect_timeout_seconds=0.2)
+        nursery.start_soon(copy.run)
+        await until(lambda: copy.in_step)
+        secondary.area.fail = DeviceError(errno.ENOSPC, "no space left on device")
+        sequence = writer.write(1, blocks([1]))
+        with trio.fail_after(20), pytest.raises(DeviceError, match="area of site sync fails: no space"):
+            await copy.wait_received(sequence)
+        secondary.area.fail = None
+        await until(lambda: copy.in_step and copy.refusal() is None)
+        await copy.wait_received(sequence)
+        assert secondary.area.data == writer.area.data
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_secondary_that_stops_acknowledging_is_dropped(tmp_path: Path) -> None:
+    """It pings and takes frames but acknowledges nothing: that is no better than being away."""
+    writer = Writer()
+    closed: list[str] = []
+
+    async def handle(channel: Channel) -> None:
+        hello = await await_hello(channel)
+        channel.send_nowait(
+            encode_json(Welcome(version=1, site="sync", roles=ROLES, has_volume=False), VOLUME.bytes, 1)
+        )
+        assert hello.protect
+        try:
+            while True:
+                await channel.receive()
+        except PeerUnreachable as error:
+            closed.append(str(error))
+            raise
+
+    listener = await listen("127.0.0.1", 0, identity=None, plain=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listener.serve, handle)
+
+        async def dial() -> Channel:
+            return await connect("127.0.0.1", listener.port, identity=None, plain=True, expect="sync")
+
+        copy = writer.make_copy(dial, protect_timeout_seconds=0.4)
+        nursery.start_soon(copy.run)
+        sequence = writer.write(1, blocks([1]))
+        with trio.fail_after(20), pytest.raises(DeviceError, match="refused because site sync"):
+            await copy.wait_received(sequence)
+        await until(lambda: bool(closed))
+        await until(lambda: any("acknowledged nothing" in pair.reason for pair in writer.pairs))
+        listener.close()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_newer_connection_replaces_the_older(tmp_path: Path) -> None:
+    """The writer was killed and started again before the secondary noticed."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    async with secondary.up(), trio.open_nursery() as nursery:
+        first = writer.make_copy(secondary.dialer())
+        nursery.start_soon(first.run)
+        await first.wait_received(writer.write(1, blocks([1])))
+        await until(lambda: first.in_step)
+        second = writer.make_copy(secondary.dialer())
+        first._dial = trio.sleep_forever
+        nursery.start_soon(second.run)
+        await until(lambda: second.in_step and not first.in_step)
+        await second.wait_received(writer.write(2, blocks([2])))
+        assert secondary.area.data == writer.area.data
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_clean_end_and_a_suspension_are_noted(tmp_path: Path) -> None:
+    """What the secondary may conclude later: clean after a good-bye, not in step after a suspension."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    async with secondary.up():
+        async with trio.open_nursery() as nursery:
+            copy = writer.make_copy(secondary.dialer())
+            nursery.start_soon(copy.run)
+            await until(lambda: copy.in_step)
+            assert now(secondary.record.facts.in_step)
+            assert now(secondary.record.facts.protect)
+            last = writer.write(1, blocks([1]))
+            assert await copy.finish()
+        assert now(secondary.record.facts.clean)
+        assert secondary.record.facts.durable_sequence == last
+        assert secondary.area.durable == writer.area.data
+        async with trio.open_nursery() as nursery:
+            copy = writer.make_copy(secondary.dialer())
+            nursery.start_soon(copy.run)
+            await until(lambda: copy.in_step)
+            assert not now(secondary.record.facts.clean)
+            await copy.suspend("for maintenance")
+            assert not now(secondary.record.facts.in_step)
+            assert now(copy.unprotected)
+            assert copy.pair.state is State.SUSPEND
+            last = writer.write(2, blocks([2]))
+            await copy.wait_received(last)
+            copy.resume("maintenance is over")
+            assert not now(copy.unprotected)
+            await until(lambda: copy.in_step)
+            assert secondary.area.data == writer.area.data
+            nursery.cancel_scope.cancel()
+
+
+async def test_suspending_an_unreachable_secondary_needs_force() -> None:
+    writer = Writer()
+    copy = writer.make_copy(trio.sleep_forever)
+    with pytest.raises(PeerUnreachable, match="cannot be told"):
+        await copy.suspend("no reason")
+    assert not now(copy.unprotected)
+    await copy.suspend("no reason", force=True)
+    assert now(copy.unprotected)
+
+
+async def test_no_protection_only_after_the_secondary_was_told(tmp_path: Path) -> None:
+    """A secondary that still believes the promise could prove "nothing lost" wrongly: it must hear first."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    copy = writer.make_copy(secondary.dialer(), protect=False)
+    assert not now(copy.unprotected)
+    async with trio.open_nursery() as nursery:
+        async with secondary.up():
+            nursery.start_soon(copy.run)
+            await until(lambda: copy.in_step)
+            assert writer.told == [True]
+            assert not now(secondary.record.facts.protect)
+        await until(lambda: not copy.in_step)
+        assert now(copy.unprotected)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"volume": "another"}, "holds volume"),
+        ({"size_bytes": 4096}, "must have the size"),
+        ({"roles": Roles(epoch=9, writer="primary", sync_to="sync")}, "epoch 9"),
+    ],
+)
+async def test_a_writer_that_does_not_fit_is_refused(
+    tmp_path: Path, change: dict[str, object], why: str
+) -> None:
+    secondary, writer = Secondary(tmp_path), Writer()
+    hello = msgspec.structs.replace(writer.make_copy(trio.sleep_forever)._hello(), **change)
+    async with secondary.up():
+        channel = await connect("127.0.0.1", secondary.port, identity=None, plain=True)
+        with pytest.raises(PeerRefused, match=why) as info:
+            await greet(channel, hello)
+        assert info.value.roles == ROLES
+        channel.close()
+
+
+async def test_a_gap_and_a_write_outside_end_the_conversation(tmp_path: Path) -> None:
+    secondary, writer = Secondary(tmp_path), Writer()
+    hello = writer.make_copy(trio.sleep_forever)._hello()
+    frames = {
+        "was sent 5": encode_write(VOLUME.bytes, 1, 5, 0, 0, blocks([1])),
+        "beyond the area": encode_write(VOLUME.bytes, 1, 1, SIZE, 0, blocks([1])),
+        "of epoch 7": encode_write(VOLUME.bytes, 7, 1, 0, 0, blocks([1])),
+        "no place": encode(FrameType.POSITION, VOLUME.bytes, 1, 0, bytes(24)),
+    }
+    async with secondary.up():
+        for why, frame in frames.items():
+            channel = await connect("127.0.0.1", secondary.port, identity=None, plain=True)
+            assert (await greet(channel, hello)).received_sequence == 0
+            channel.send_nowait(frame)
+            count = len(secondary.sentences)
+            await until(lambda count=count: len(secondary.sentences) > count)  # type: ignore[misc]
+            assert why in secondary.sentences[-1]
+            channel.close()
+    assert secondary.area.data == bytes(SIZE)
+
+
+async def test_streams_with_kills_at_random(tmp_path: Path) -> None:
+    """Many short lives of the secondary, some with a crash of its host: it always ends up equal."""
+    source = random.Random(20261122)
+    secondary, writer = Secondary(tmp_path), Writer()
+    copy = writer.make_copy(secondary.dialer())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(copy.run)
+        for life in range(12):
+            async with secondary.up():
+                steps = source.randrange(5, 60)
+                for _ in range(steps):
+                    block = source.randrange(SIZE // 4096 - 8)
+                    last = writer.write(block, blocks([source.randrange(256)] * source.randrange(1, 8)))
+                    if source.random() < 0.2:
+                        copy.request_flush(last)
+                    if source.random() < 0.3:
+                        await trio.lowlevel.checkpoint()
+                if life % 3 == 0:
+                    await until(lambda: copy.in_step)
+            secondary.record.close()
+            if source.random() < 0.4:
+                secondary.open_record()
+                secondary.crash_host()
+            else:
+                secondary.open_record()
+        async with secondary.up():
+            last = writer.write(0, blocks([1]))
+            await until(lambda: copy.in_step and copy.received_sequence == last)
+            assert secondary.area.data == writer.area.data
+            assert secondary.record.received_sequence == last
         nursery.cancel_scope.cancel()
