@@ -1,0 +1,234 @@
+"""The receiver of sets: markers mean exactly their sequence, older epochs are refused, slow is not dead."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from replication.bodies import Hashes, Marker, SetKind
+from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
+from replication.far_site import FarSite, open_far_site
+from replication.position import NOWHERE, Position
+from replication.set_receiver import NotConsistent, SetReceiver
+from tests.replication.far_pair import BLOCK, SIZE, VOLUME, Target, channel_pair
+from tests.replication.sync_pair import until
+from vsap.digest import digest_ranges
+from vsap.entry import decode_marker, marker_entry
+
+WHOLE = [(0, SIZE)]
+
+
+@asynccontextmanager
+async def receiving(
+    target: Target, *, epoch: int = 1, our_epoch: int = 1, backlog_bytes: int = 1 << 20, silence: float = 5.0
+) -> AsyncIterator[tuple[FarSite, SetReceiver]]:
+    """A receiver, and a connection to it as the writer of `our_epoch` sees it."""
+    receiver = SetReceiver(
+        target.area,
+        target.open(1 << 20),
+        volume=VOLUME,
+        epoch=lambda: epoch,
+        backlog_bytes=backlog_bytes,
+        flush_seconds=60,
+    )
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receiver.run)
+        try:
+            async with connected(receiver, nursery, our_epoch, silence) as far:
+                yield far, receiver
+        except Exception as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
+async def connected(
+    receiver: SetReceiver, nursery: trio.Nursery, epoch: int = 1, silence: float = 5.0
+) -> AsyncIterator[FarSite]:
+    ours, theirs = channel_pair(silence)
+
+    async def serve() -> None:
+        try:
+            async with trio.open_nursery() as inner:
+                inner.start_soon(theirs.run)
+                try:
+                    await receiver.serve(theirs)
+                except (PeerUnreachable, PeerRefused, RemoteProtocolError):
+                    inner.cancel_scope.cancel()
+                inner.cancel_scope.cancel()
+        finally:
+            theirs.close()
+
+    nursery.start_soon(serve)
+    async with open_far_site(ours, volume=VOLUME, epoch=epoch) as far:
+        yield far
+
+
+async def send(far: FarSite, sequence: int, block: int, *, marker: bool = False) -> None:
+    """One set with one block full of the sequence."""
+    await far.begin(SetKind.ENTRIES, sequence, sequence)
+    await far.data(sequence, block * BLOCK, sequence, bytes([sequence]) * BLOCK)
+    if marker:
+        entry = marker_entry(sequence, sequence, WHOLE, 4 * BLOCK)
+        ranges, leaf_bytes = decode_marker(entry.payload)
+        await far.marker(sequence, Marker(sequence, leaf_bytes, tuple(ranges)))
+    await far.commit(sequence)
+
+
+async def applied(receiver: SetReceiver, sequence: int) -> None:
+    await until(lambda: receiver.applied.sequence >= sequence)
+
+
+async def test_a_marker_is_digested_at_exactly_its_sequence(seed: int) -> None:
+    target = Target(random.Random(seed), Position(1, 0))
+    async with receiving(target) as (far, receiver):
+        await far.first_report()
+        expected = bytearray(SIZE)
+        for sequence in range(1, 9):
+            await send(far, sequence, sequence, marker=sequence == 4)
+            if sequence <= 4:
+                expected[sequence * BLOCK : (sequence + 1) * BLOCK] = bytes([sequence]) * BLOCK
+        await applied(receiver, 8)
+        kept = receiver.digests(4)
+        position, at_rest = await receiver.digests_at_rest(WHOLE, 4 * BLOCK)
+
+    class Then:
+        def read(self, offset: int, length: int, /) -> bytes:
+            return bytes(expected[offset : offset + length])
+
+    assert kept == digest_ranges(Then(), WHOLE, 4 * BLOCK)
+    assert position == Position(1, 8)
+    assert at_rest == digest_ranges(target.area, WHOLE, 4 * BLOCK) != kept
+    assert receiver.digests(8) is None
+
+
+@pytest.mark.parametrize("later", [0, 3])
+async def test_a_marker_applied_again_after_a_restart_is_not_digested_over_later_writes(
+    later: int, seed: int
+) -> None:
+    """The area already holds what came after the marker; its digests cry wolf, unless it was the last."""
+    target = Target(random.Random(seed), Position(1, 0))
+    async with receiving(target) as (far, receiver):
+        await far.first_report()
+        await send(far, 1, 1, marker=True)
+        for sequence in range(2, 2 + later):
+            await send(far, sequence, sequence)
+        await applied(receiver, 1 + later)
+        first = receiver.digests(1)
+    assert first is not None
+    target.revive(power_cut=False)
+    async with receiving(target) as (_far, again):
+        await again.settle()
+        assert again.applied == Position(1, 1 + later)
+        assert again.digests(1) == (first if later == 0 else None)
+
+
+async def test_an_older_epoch_is_refused(seed: int) -> None:
+    target = Target(random.Random(seed), Position(1, 0))
+    async with receiving(target, epoch=2, our_epoch=1) as (far, receiver):
+        await far.first_report()
+        await send(far, 1, 1)
+        with pytest.raises(PeerRefused, match="of epoch 1 for a site that is in epoch 2"):
+            await far.wait_durable(Position(1, 1))
+        assert receiver.durable == Position(1, 0)
+
+
+async def test_a_promoted_site_takes_no_more_and_an_incomplete_set_is_gone(seed: int) -> None:
+    target = Target(random.Random(seed), Position(1, 0))
+    async with receiving(target) as (far, receiver):
+        await far.first_report()
+        await send(far, 1, 1)
+        await far.begin(SetKind.ENTRIES, 2, 0)
+        await far.data(2, 2 * BLOCK, 0, bytes([2]) * 100 * BLOCK)
+        assert await receiver.promote() == Position(1, 1)
+        assert await receiver.promote() == Position(1, 1)
+        assert target.area.content[2 * BLOCK : 3 * BLOCK] == bytes(BLOCK)
+        assert bytes(target.area.file.durable) == target.area.content
+        with pytest.raises((PeerUnreachable, PeerRefused)):
+            await far.wait_durable(Position(1, 2))
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(PeerRefused, match="took over"):
+                async with connected(receiver, nursery) as second:
+                    await second.wait_durable(Position(1, 2))
+        await receiver.reset(Position(2, 5))
+        assert receiver.durable == receiver.applied == Position(2, 5)
+
+
+async def test_half_an_initial_copy_is_never_promoted(seed: int) -> None:
+    target = Target(random.Random(seed))
+    async with receiving(target) as (far, receiver):
+        assert await far.first_report() == NOWHERE
+        await far.begin(SetKind.PART, 0, 0)
+        await far.data(0, 0, 0, bytes([9]) * BLOCK)
+        await far.commit(0, part=True)
+        await until(lambda: any(target.area.content))
+        with pytest.raises(NotConsistent):
+            await receiver.promote()
+    assert target.area.content[:BLOCK] == bytes([9]) * BLOCK
+
+
+async def test_hashes_are_answered_against_everything_journalled(seed: int) -> None:
+    target = Target(random.Random(seed), Position(1, 0))
+    ours = bytearray(SIZE)
+    async with receiving(target) as (far, _receiver):
+        await far.first_report()
+        for sequence in range(1, 30):
+            await send(far, sequence, sequence)
+            ours[sequence * BLOCK : (sequence + 1) * BLOCK] = bytes([sequence]) * BLOCK
+        ours[7 * BLOCK] ^= 1
+
+        class Ours:
+            def read(self, offset: int, length: int, /) -> bytes:
+                return bytes(ours[offset : offset + length])
+
+        digests = tuple(digest_ranges(Ours(), WHOLE, BLOCK))
+        assert await far.ask(Hashes(0, SIZE, BLOCK, digests)) == ((7 * BLOCK, BLOCK),)
+
+
+async def test_a_source_that_is_held_back_does_not_think_the_site_dead(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than the backlog waits to be applied for longer than the silence that would end the connection."""
+    target = Target(random.Random(seed), Position(1, 0))
+    write = target.area.write
+    gate = trio.Event()
+
+    def slow(offset: int, data: bytes | bytearray | memoryview, /) -> None:
+        trio.from_thread.run(gate.wait)
+        write(offset, data)
+
+    monkeypatch.setattr(target.area, "write", slow)
+    monkeypatch.setattr("replication.set_receiver.HEARTBEAT_SECONDS", 0.05)
+    async with receiving(target, backlog_bytes=3 * BLOCK, silence=0.4) as (far, receiver):
+        await far.first_report()
+        for sequence in range(1, 5):
+            await send(far, sequence, sequence)
+        await trio.sleep(1.0)
+        assert far.failure is None
+        assert receiver.applied == Position(1, 0)
+        gate.set()
+        await applied(receiver, 4)
+        await send(far, 5, 5)
+        await far.wait_durable(Position(1, 5))
+
+
+async def test_a_newer_connection_takes_the_place_of_the_old_one(seed: int) -> None:
+    target = Target(random.Random(seed), Position(1, 0))
+    async with receiving(target) as (far, receiver):
+        await far.first_report()
+        await send(far, 1, 1)
+        await far.wait_durable(Position(1, 1))
+        await far.begin(SetKind.ENTRIES, 2, 0)
+        await far.data(2, 0, 0, bytes(100 * BLOCK))
+        async with trio.open_nursery() as nursery, connected(receiver, nursery) as second:
+            assert await second.first_report() == Position(1, 1)
+            await send(second, 2, 2)
+            await second.wait_durable(Position(1, 2))
+            with pytest.raises(PeerUnreachable):
+                await far.wait_durable(Position(1, 3))
+        await applied(receiver, 2)
