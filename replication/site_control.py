@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 FINISH_SECONDS: Final = 100.0
 MARKER_SECONDS: Final = 30.0
+LOCK_SECONDS: Final = 10.0
 
 
 class Control:
@@ -176,16 +177,26 @@ class Control:
         site.state.set_held_epoch(site.roles.epoch)
         sentence = await site.link.finish(FINISH_SECONDS)
         if sentence is None:
-            try:
-                await trio.to_thread.run_sync(part.bring_to_rest, site.place)
-            except DeviceError as error:
-                sentence = str(error)
+            sentence = await self._bring_to_rest(part)
         if sentence is not None:
             site.state.set_held_epoch(0)
             return FinishReply(finished=False, sentence=sentence, sequence=0)
         return FinishReply(
             finished=True, sentence="the area is at rest", sequence=part.queue.state().next_sequence - 1
         )
+
+    async def _bring_to_rest(self, part: WriterPart) -> str | None:
+        """The area at rest once the mount process has given its lock back; the sentence why it is not."""
+        deadline = trio.current_time() + LOCK_SECONDS
+        while True:
+            try:
+                await trio.to_thread.run_sync(part.bring_to_rest, self._site.place)
+            except DeviceError as error:
+                if trio.current_time() > deadline:
+                    return error.sentence
+            else:
+                return None
+            await trio.sleep(0.05)
 
     async def _drain(self, request: Drain) -> DrainReply:
         part = self._writer()
