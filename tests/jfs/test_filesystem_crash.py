@@ -188,7 +188,8 @@ async def test_a_power_cut_shows_a_state_that_was(number: int) -> None:
     for _ in range(CUTS):
         at = chance.randrange(begin, len(device.history) + 1)
         notes = dict.fromkeys(("version", "durable"), 0)
-        for what, version in device.noted(at):  # type: ignore[misc]
-            notes[what] = max(notes[what], version)
+        for note in device.noted(at):
+            assert isinstance(note, tuple)
+            notes[note[0]] = max(notes[note[0]], note[1])
         newest = min(notes["version"] + 1, len(work.versions) - 1)
         await check_cut(device.materialise(chance, at), work.versions[: newest + 1], notes["durable"], newest)
