@@ -9,21 +9,22 @@ import fcntl
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
 import trio
 
 from jfs.errors import CorruptionError, DeviceError
+from replication.channel import Channel
 from replication.client import identity_of
 from replication.config import Config, SiteName
 from replication.connections import Listener, listen
 from replication.control import ControlError, Range
 from replication.parts import Place, SitePaths, prepare
 from replication.position import NOWHERE
-from replication.roles import Roles, superseded_sentence
+from replication.roles import Roles, should_adopt, superseded_sentence
 from replication.set_journal import JournalError
 from replication.site_control import Control
 from replication.site_link import MountLink
@@ -55,6 +56,8 @@ class Site:
         self._scope: trio.CancelScope | None = None
         self._wired = trio.Event()
         self._changing = trio.Lock()
+        self._adopting = trio.Lock()
+        self._conversations: dict[Channel, trio.Event] = {}
         self._paused = False
         self._resumed = trio.Event()
 
@@ -95,6 +98,7 @@ class Site:
         """Close the part, do what needs its files alone, open the part of the roles that hold then."""
         async with self._changing:
             self._paused, self._resumed, self._wired = True, trio.Event(), trio.Event()
+            await self._end_conversations()
             if self._scope is not None:
                 self._scope.cancel()
             await self._wired.wait()
@@ -135,15 +139,37 @@ class Site:
         finally:
             positions.close()
 
+    @contextmanager
+    def conversation(self, channel: Channel) -> Iterator[None]:
+        """Around a data connection that a part serves: it is ended before the part is closed."""
+        self._conversations[channel] = ended = trio.Event()
+        try:
+            yield
+        finally:
+            del self._conversations[channel]
+            ended.set()
+
+    async def _end_conversations(self) -> None:
+        """A connection must not outlive the part that serves it: nobody would ever answer it again."""
+        self.part = AwayPart("the roles are changing")
+        while self._conversations:
+            channel, ended = next(iter(self._conversations.items()))
+            channel.close("the part of this site is changing")
+            await ended.wait()
+
     async def adopt(self, roles: Roles) -> bool:
         """Take newer roles over: the old part is fenced at once, the new one stands on return."""
         own = self.state.roles
-        if own is not None and roles.epoch <= own.epoch:
+        if not should_adopt(own, roles):
+            await self.wired()
             return False
         if isinstance(self.part, SyncPart):
             self.part.receiver.fence(superseded_sentence(str(own.writer if own else "primary"), roles), roles)
-        async with self.without_part():
-            changed = await trio.to_thread.run_sync(self.state.adopt, roles)
+        async with self._adopting:
+            if not should_adopt(self.state.roles, roles):
+                return False  # learned from somebody else meanwhile
+            async with self.without_part():
+                changed = await trio.to_thread.run_sync(self.state.adopt, roles)
         if changed:
             log.info("site %s: epoch %d, %s writes", self.name, roles.epoch, roles.writer)
             self.link.tell_roles(roles)
@@ -257,8 +283,8 @@ async def _run(site: Site, listener: Listener, ready: Callable[[], None] | None,
         nursery.start_soon(site.run_part)
         await site.wired()
 
-        async def serve(channel: object) -> None:
-            await serve_channel(site, channel)  # type: ignore[arg-type]
+        async def serve(channel: Channel) -> None:
+            await serve_channel(site, channel)
 
         nursery.start_soon(listener.serve, serve, _refused)
         if ready is not None:

@@ -58,10 +58,12 @@ async def _serve_data(site: "Site", channel: Channel, hello: Hello) -> None:
     site.state.note_newest(hello.newest_sequence)
     part = site.part
     if hello.purpose == Purpose.SYNC and isinstance(part, SyncPart):
-        await part.receiver.serve(channel, hello, roles)
+        with site.conversation(channel):
+            await part.receiver.serve(channel, hello, roles)
     elif hello.purpose != Purpose.SYNC and isinstance(part, FollowPart):
         channel.send_nowait(encode_json(_welcome(site, part, roles), identity.uuid.bytes, roles.epoch))
-        await part.receiver.serve(channel)
+        with site.conversation(channel):
+            await part.receiver.serve(channel)
     else:
         sentence = f"site {site.name} is being set up for epoch {roles.epoch}; try again in a moment"
         await refuse(channel, sentence, RefusalCode.BUSY, roles)
