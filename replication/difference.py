@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 import trio
 
+from jfs.errors import DeviceError
 from replication.bodies import BLOCK_BYTES, Hashes, SetKind
 from replication.far_site import CHANNEL_FAILURES, FarSite
 from replication.position import Position
@@ -138,8 +139,8 @@ async def copy_difference(
     """Bring the far site to the newest position; `since` was taken before `ranges` were listed (see module).
 
     `parts`: the far site holds no state, so the blocks may travel in several sets and need not wait in its
-    journal as one. Returns when the far site has it durable. CopyAborted; or the channel's failure, which
-    leaves the far site as it was.
+    journal as one. Returns when the far site has it durable. CopyAborted, DeviceError or the channel's
+    failure leave the far site as it was.
     """
     wanted = normalise(ranges)
     copy = _Copy(far, area, source, since, progress or CopyProgress(), throttle or Throttle(None))
@@ -194,7 +195,7 @@ class _Copy:
             try:
                 for offset, length in questions:
                     await self._compare(offset, length)
-            except (*CHANNEL_FAILURES, CopyAborted) as error:
+            except (*CHANNEL_FAILURES, CopyAborted, DeviceError) as error:
                 failures.append(error)
                 nursery.cancel_scope.cancel()
 

@@ -8,6 +8,7 @@ leave the queue. Where the far site cannot be continued from the queue, a differ
 """
 
 import contextlib
+import errno
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ from jfs.errors import CorruptionError, DeviceError
 from replication.backoff import Backoff
 from replication.bodies import SetKind
 from replication.channel import Channel
+from replication.control import ControlError
 from replication.difference import (
     CopyAborted,
     CopyProgress,
@@ -121,7 +123,8 @@ class Shipper:
 
         `history`: the epochs up to the current one. `ranges_for(remedy, far)` lists what a difference copy
         must look at; it blocks, and runs in a thread. `settle_log` returns when the mounted file system has
-        committed everything it wrote (at once where none is mounted). `on_far(durable, applied_sequence)` and
+        committed everything it wrote (at once where none is mounted), or raises ControlError.
+        `on_far(durable, applied_sequence)` and
         `on_pair(pair)` are told of every change.
         """
         self._queue = queue
@@ -268,9 +271,14 @@ class Shipper:
         """The difference copy; the order of `since`, the commit and the listing is the one it demands."""
         self.progress = CopyProgress()
         self.copying = True
-        if self._settle_log is not None:
-            await self._settle_log()
-        ranges = await trio.to_thread.run_sync(self._ranges_for, judgement.remedy, far.durable)
+        try:
+            if self._settle_log is not None:
+                await self._settle_log()
+            ranges = await trio.to_thread.run_sync(self._ranges_for, judgement.remedy, far.durable)
+        except CorruptionError as error:
+            raise DeviceError(errno.EIO, f"what to copy cannot be listed: {error.sentence}") from error
+        except ControlError as error:
+            raise DeviceError(errno.EIO, f"the log here cannot be settled: {error.sentence}") from error
         self.last_copy = await copy_difference(
             far,
             self._area,
@@ -333,7 +341,12 @@ class Shipper:
         self.applied_sequence = far.applied_sequence
         while self._sent and self._sent[0].last <= self.applied_sequence:
             self._sent.popleft()
-        self._queue.set_far_durable(*far.durable)
+        try:
+            self._queue.set_far_durable(*far.durable)
+        except DeviceError as error:
+            # It runs in the task that hears the far site: the connection ends, the next attempt reports it.
+            far.channel.close(f"what the far site has cannot be recorded: {error.sentence}")
+            return
         self._trim_wanted.set()
         if self._on_far is not None:
             self._on_far(far.durable, far.applied_sequence)

@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.lowlevel
 
+from jfs.errors import CorruptionError, DeviceError
 from replication.channel import Channel
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.pair import Kind, Pair, State
@@ -29,6 +30,8 @@ from tests.replication.far_pair import (
     blocks_that_differ,
     channel_pair,
 )
+from tests.replication.sync_pair import until
+from vsap.entry import Entry
 
 FIRST = (EpochStart(1, 0),)
 
@@ -117,13 +120,16 @@ async def promoted(target: Target) -> Position:
 
 async def level(shipper: Shipper, writer: Writer, seconds: float = 5.0) -> None:
     """Wait until the far site has everything that is eligible, durable and applied."""
-    with trio.fail_after(seconds):
-        while (
-            shipper.durable is None
-            or shipper.durable.sequence < writer.queue.eligible
-            or shipper.applied_sequence < writer.queue.eligible
-        ):
-            await trio.sleep(0.001)
+
+    def is_level() -> bool:
+        wanted = writer.queue.eligible
+        return (
+            shipper.durable is not None
+            and shipper.durable.sequence >= wanted
+            and shipper.applied_sequence >= wanted
+        )
+
+    await until(is_level, seconds)
 
 
 def assert_is_stream(target: Target, writer: Writer, position: Position) -> None:
@@ -185,9 +191,7 @@ async def test_the_far_site_follows_and_the_queue_is_trimmed(seed: int) -> None:
         await level(shipper, writer)
         assert shipper.pair.state is State.DUPLEX
         assert target.area.content == writer.states[50]
-        with trio.fail_after(2):
-            while writer.queue.oldest != 51:
-                await trio.sleep(0.01)
+        await until(lambda: writer.queue.oldest == 51)
         lag = shipper.lag()
         assert (lag.sent.entries, lag.durable.entries, lag.applied.entries) == (0, 0, 0)
         writer.write()
@@ -312,3 +316,86 @@ async def test_a_far_site_that_is_ahead_is_compared_whole(seed: int) -> None:
 
 def test_the_model_has_enough_blocks() -> None:
     assert BLOCKS * BLOCK == SIZE
+
+
+async def test_a_suspended_pair_drains_stops_and_goes_on(seed: int) -> None:
+    chance = random.Random(seed)
+    writer, target = Writer(chance), Target(chance, Position(1, 0))
+    for _ in range(10):
+        writer.write()
+    writer.acknowledge()
+    async with following(writer, target) as (shipper, receiver, _link):
+        await until(lambda: shipper.pair.state is State.DUPLEX)
+        shipper.suspend("an operator asked for it")
+        await until(lambda: shipper.pair.state is State.SUSPEND)
+        assert shipper.pair.reason == "an operator asked for it"
+        assert receiver.durable == Position(1, 10)
+        writer.write()
+        writer.acknowledge()
+        await trio.sleep(0.1)
+        assert receiver.durable == Position(1, 10)
+        shipper.resume("an operator asked for it")
+        await level(shipper, writer)
+        assert shipper.pair.state is State.DUPLEX
+        assert target.area.content == writer.states[11]
+
+
+async def test_what_this_site_cannot_read_is_told_and_tried_again(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(seed)
+    writer, target = Writer(chance), Target(chance, Position(1, 0))
+    for _ in range(10):
+        writer.write()
+    writer.acknowledge()
+    writer.queue.drop(10)
+    read = writer.area.read
+
+    def broken(offset: int, length: int, /) -> bytes:
+        raise DeviceError(5, "the disk is broken")
+
+    monkeypatch.setattr(writer.area, "read", broken)
+    async with following(writer, target) as (shipper, _receiver, _link):
+        await until(lambda: shipper.pair.state is State.FAILURE_SUSPEND)
+        assert "the disk is broken" in shipper.pair.reason
+        monkeypatch.setattr(writer.area, "read", read)
+        await level(shipper, writer)
+        assert target.area.content == writer.states[10]
+
+
+async def test_damage_in_the_queue_is_replaced_by_a_difference_copy(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(seed)
+    writer, target = Writer(chance), Target(chance, Position(1, 0))
+    for _ in range(10):
+        writer.write()
+    writer.acknowledge()
+    read = writer.queue.read
+
+    def damaged(from_sequence: int, limit_bytes: int = 2 << 20) -> list[Entry]:
+        if writer.queue.oldest <= 6:
+            raise CorruptionError("entry 6 is not what was appended")
+        return read(from_sequence, limit_bytes)
+
+    monkeypatch.setattr(writer.queue, "read", damaged)
+    async with following(writer, target) as (shipper, _receiver, _link):
+        await level(shipper, writer)
+        assert shipper.last_copy is not None
+        assert target.area.content == writer.states[10]
+
+
+async def test_a_superseded_writer_stops(seed: int) -> None:
+    """The far site follows a newer epoch: nothing of ours reaches it, and the pair says so."""
+    chance = random.Random(seed)
+    writer, target = Writer(chance), Target(chance, Position(2, 4))
+    for _ in range(10):
+        writer.write()
+    writer.acknowledge()
+    async with following(writer, target) as (shipper, receiver, _link):
+        await until(lambda: shipper.judgement is not None)
+        await trio.sleep(0.05)
+        assert receiver.durable == Position(2, 4)
+        assert shipper.pair.state is State.FAILURE_SUSPEND
+        assert "epoch 2" in shipper.pair.reason
+        assert target.area.content == bytes(SIZE)
