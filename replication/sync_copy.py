@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 from uuid import UUID, uuid4
 
+import msgspec
 import trio
 
 from jfs.errors import CorruptionError, DeviceError
@@ -261,7 +262,7 @@ class SyncCopy(SyncLedger):
             area=self._area,
             sent=welcome.received_sequence,
             newest=lambda: self._newest,
-            copy_from=lambda: self._begin_copy(welcome),
+            copy_from=lambda: self._begin_copy_amid(stream, welcome),
         )
         stream.far = self._far
         self._flush_sent = 0
@@ -326,7 +327,15 @@ class SyncCopy(SyncLedger):
             self._event(Event.PEER_BEHIND, f"site {self.peer} is connected, {missing} entries are sent")
         self._changed()
 
-    def _begin_copy(self, welcome: Welcome) -> Resync:
+    def _begin_copy_amid(self, stream: SyncStream, welcome: Welcome) -> Resync:
+        """The queue lost what the secondary lacks while connected: WELCOME tells no longer what it holds."""
+        if stream.sent == welcome.received_sequence and stream.resync is None and not stream.marked:
+            return self._begin_copy(welcome)
+        epoch = self.roles.epoch if self._repaired else welcome.position_epoch
+        now = msgspec.structs.replace(welcome, has_volume=True, position_epoch=epoch)
+        return self._begin_copy(now, known=stream.resync is None)
+
+    def _begin_copy(self, welcome: Welcome, *, known: bool = True) -> Resync:
         """Plan a copy: the ranges that may differ, or a comparison of everything in use."""
         self._force_copy = False
         self._in_step = False
@@ -338,8 +347,8 @@ class SyncCopy(SyncLedger):
         else:
             # After a crash of this host it is this site that may lack what the secondary received.
             start = min(welcome.received_sequence, self._common_flush())
-            known = on_our_history(welcome, self.roles) and welcome.received_sequence <= self._newest
-            ranges = self._differing(start) if known else None
+            known = known and on_our_history(welcome, self.roles)
+            ranges = self._differing(start) if known and welcome.received_sequence <= self._newest else None
             if ranges is not None:
                 resync = Resync(welcome.incarnation, copy=ranges)
                 reason = f"what was written after sequence {start} is copied to site {self.peer}"

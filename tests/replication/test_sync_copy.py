@@ -286,6 +286,28 @@ async def test_what_is_not_known_is_compared_and_only_differences_travel(tmp_pat
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("positions_known", [True, False])
+async def test_a_gap_in_the_queue_while_connected(tmp_path: Path, positions_known: bool) -> None:
+    """The stream fell behind and the queue forgot: a copy, which does not take the secondary for empty."""
+    secondary, writer = Secondary(tmp_path), Writer(positions_known=positions_known)
+    async with secondary.up(), trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer())
+        nursery.start_soon(copy.run)
+        await until(lambda: copy.in_step)
+        await copy.wait_received(writer.write(0, blocks(range(1, 300))))
+        assert copy._stream is not None
+        copy._stream.live = False
+        writer.discard(0, 100)
+        last = writer.write(500, blocks([5]))
+        writer.queue.forget(last)
+        await until(lambda: copy._resync is not None)
+        assert not now(copy.unprotected)
+        await until(lambda: copy.in_step)
+        assert secondary.area.data == writer.area.data
+        assert secondary.record.received_sequence == last
+        nursery.cancel_scope.cancel()
+
+
 async def test_markers_digest_this_very_place_in_the_stream(tmp_path: Path) -> None:
     secondary, writer = Secondary(tmp_path, identity("sync")), Writer()
     ranges = [(0, 1 << 20), (2 << 20, 10 * 4096)]
