@@ -31,7 +31,7 @@ from replication.bodies import (
     encode_received,
 )
 from replication.channel import Channel
-from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
+from replication.errors import LocalProtocolError, PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.frames import PROTOCOL_VERSION, Frame, FrameType, encode
 from replication.handshake import refuse
 from replication.messages import Hello, RefusalCode, Refused, Welcome, encode_json
@@ -235,7 +235,7 @@ class _Session:
         """Refuse the writer in mid-conversation; nothing that is still on its way will be applied."""
         try:
             self.channel.send_nowait(_refused(sentence, code, roles))
-        except (PeerUnreachable, PeerRefused, RemoteProtocolError):
+        except (PeerUnreachable, PeerRefused, RemoteProtocolError, LocalProtocolError):
             return
         finally:
             self.channel.close(sentence)
@@ -286,11 +286,12 @@ class _Session:
             if waiting is not None:
                 await waiting
         if self._unanswered:
-            self._answer()
+            await self._answer()
 
-    def _answer(self) -> None:
+    async def _answer(self) -> None:
+        # Waits when the writer reads none of its answers: then nothing more is read from it either.
         self._unanswered = False
-        self.channel.send_nowait(encode_received(self._volume, self._epoch, self._stream, self._copied))
+        await self.channel.send(encode_received(self._volume, self._epoch, self._stream, self._copied))
 
     # --- the stream -------------------------------------------------------------------------------------
 
@@ -435,12 +436,12 @@ class _Session:
                 self._flush_flags, self._last_seen = 0, False
                 await self._make_durable(target, flags, last)
                 if self._unanswered:
-                    self._answer()  # FLUSHED never overtakes the RECEIVED of what it covers
+                    await self._answer()  # FLUSHED never overtakes the RECEIVED of what it covers
                 if last:
-                    self.channel.send_nowait(
+                    await self.channel.send(
                         encode_received(self._volume, self._epoch, target, self._copied, in_step=True)
                     )
-                self.channel.send_nowait(
+                await self.channel.send(
                     encode(FrameType.FLUSHED, self._volume, self._epoch, target, flags=flags)
                 )
         except (PeerUnreachable, PeerRefused, RemoteProtocolError):

@@ -33,6 +33,8 @@ from vsap.entry import DISCARD, WRITE, Entry, decode_marker
 __all__ = ["Readable", "Source", "SyncStream", "encode_entry"]
 
 _CATCH_UP_BYTES: Final = 1 << 20
+_RESERVE_BYTES: Final = 4 << 20
+"""Room in the channel that one step of `pump` may use."""
 _ZEROS: Final = bytes(COPY_CHUNK_BYTES)
 
 
@@ -158,6 +160,11 @@ class SyncStream:
         Raises what the channel raises, and DeviceError when this site cannot be read.
         """
         while True:
+            if self.channel.room < _RESERVE_BYTES:
+                # What follows sends without waiting; entries offered meanwhile go through the queue.
+                self.live = False
+                await self.channel.drain()
+                continue
             if self.sent < self._newest():
                 await self._catch_up()
                 continue
@@ -194,9 +201,7 @@ class SyncStream:
             self.begin_copy(self._copy_from())
             return
         for entry in entries:
-            if entry.sequence != self.sent + 1 or entry.sequence > newest:
-                break
-            if self.channel.room <= 0:
+            if entry.sequence != self.sent + 1 or entry.sequence > newest or self.channel.room <= 0:
                 break
             self.channel.send_nowait(encode_entry(self._volume, self._epoch, entry))
             self.sent = entry.sequence

@@ -421,6 +421,27 @@ async def test_a_secondary_that_stops_acknowledging_is_dropped(tmp_path: Path) -
         nursery.cancel_scope.cancel()
 
 
+async def test_a_secondary_slower_than_the_writer(tmp_path: Path) -> None:
+    """Far more is issued than the channel holds: the rest waits in the queue, nothing is lost or copied."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    async with secondary.up(), trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer())
+        nursery.start_soon(copy.run)
+        await until(lambda: copy.in_step)
+        data = blocks(range(256))
+        for number in range(48):
+            last = writer.write(number % 8 * 256, data)  # 48 MiB without giving the secondary a turn
+            copy.request_flush(last)
+            copy.far_position(1, number)
+        assert copy._stream is not None
+        assert copy._stream.sent < last
+        await copy.wait_durable(last)
+        assert secondary.area.durable == writer.area.data
+        assert writer.queue.reads > 0
+        assert copy.in_step
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_newer_connection_replaces_the_older(tmp_path: Path) -> None:
     """The writer was killed and started again before the secondary noticed."""
     secondary, writer = Secondary(tmp_path), Writer()
