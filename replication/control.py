@@ -135,6 +135,7 @@ class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
     newest_known: int
     take_over: TakeOverRecord | None
     level: LevelStatus | None
+    faults: list[str]
 
 
 class GetStatus(ControlRequest[SiteReport], frozen=True, kw_only=True):

@@ -80,6 +80,20 @@ class SitePaths(msgspec.Struct, frozen=True):
         return self.directory / "daemon.sock"
 
 
+class KnownPositions(msgspec.Struct, frozen=True):
+    """Write positions as they were read at one moment: what was written after `covered_from`."""
+
+    covered_from: int
+    ranges: list[tuple[int, int]]
+    trusted: bool = True
+
+    def ranges_after(self, sequence: int) -> list[tuple[int, int]]:
+        """The ranges; asked for an earlier sequence they would not be complete."""
+        if sequence < self.covered_from:
+            raise ValueError(f"positions after {sequence} asked of a record from {self.covered_from} on")
+        return self.ranges
+
+
 class Place(msgspec.Struct, frozen=True):
     """A site as this process opens it: who it is, where, and what it remembers."""
 

@@ -22,7 +22,7 @@ from replication.client import identity_of
 from replication.config import Config, SiteName
 from replication.connections import Listener, listen
 from replication.control import ControlError, Range
-from replication.parts import Place, SitePaths, prepare
+from replication.parts import KnownPositions, Place, SitePaths, prepare
 from replication.position import NOWHERE
 from replication.roles import Roles, should_adopt, superseded_sentence
 from replication.set_journal import JournalError
@@ -84,7 +84,7 @@ class Site:
                         await trio.sleep_forever()
                 except (DeviceError, CorruptionError, JournalError, StateError, OSError) as error:
                     log.error("site %s cannot play its part: %s", self.name, error)
-                    self.part = AwayPart(str(error))
+                    self.part = AwayPart(str(error), faulty=True)
                     self._wired.set()
                     await trio.sleep(RETRY_SECONDS)
                 finally:
@@ -124,8 +124,12 @@ class Site:
         """The file system mounted here has committed its log; at once where none is mounted."""
         await self.link.settle()
 
-    async def written_after(self, sequence: int) -> list[Range] | None:
+    async def written_after(self, sequence: int) -> KnownPositions | None:
         """The blocks written at this site after `sequence`; None where that is not known."""
+        ranges = await self._written_ranges(sequence)
+        return None if ranges is None else KnownPositions(sequence, ranges)
+
+    async def _written_ranges(self, sequence: int) -> list[Range] | None:
         if self.link.connected:
             return await self.link.written_after(sequence)
         return await trio.to_thread.run_sync(self._written_after, sequence)

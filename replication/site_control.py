@@ -159,7 +159,7 @@ class Control:
         def ranges() -> list[tuple[int, int]]:
             if request.everything or written is None:
                 return allocated_of(site.place)
-            return normalise([*request.ranges, *written])
+            return normalise([*request.ranges, *written.ranges])
 
         if not at_rest:
             await site.settle_log()

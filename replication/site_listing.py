@@ -11,23 +11,26 @@ from pathlib import Path
 from jfs.device import BLOCK_BYTES, FileDevice
 from jfs.listing import ListedFile, Listing, read_listing
 from replication.control import FileReport, ListingReply, Range
+from replication.listing import in_bytes, list_allocated
 from replication.parts import Place
 from replication.ranges import normalise, total_bytes
 
 
 @contextmanager
-def opened_listing(area: Path) -> Iterator[Listing]:
-    """The listing of the file system in an area file; CorruptionError where none can be read."""
+def opened_area(area: Path) -> Iterator[FileDevice]:
+    """The area file, to read from; DeviceError when it cannot be opened."""
     device = FileDevice(area, read_only=True)
     try:
-        yield read_listing(device)
+        yield device
     finally:
         device.close()
 
 
-def in_bytes(runs: list[tuple[int, int]]) -> list[Range]:
-    """Runs of blocks as ranges of bytes."""
-    return [(start * BLOCK_BYTES, count * BLOCK_BYTES) for start, count in runs]
+@contextmanager
+def opened_listing(area: Path) -> Iterator[Listing]:
+    """The listing of the file system in an area file; CorruptionError where none can be read."""
+    with opened_area(area) as device:
+        yield read_listing(device)
 
 
 def _report(file: ListedFile) -> FileReport:
@@ -54,8 +57,8 @@ def local_ranges(area: Path) -> list[Range]:
 
 def allocated_of(place: Place) -> list[Range]:
     """Every block in use, and those of the log and the superblocks."""
-    with opened_listing(place.paths.area) as listing:
-        return normalise(in_bytes([*listing.allocated_runs(), *listing.block_runs]))
+    with opened_area(place.paths.area) as device:
+        return list_allocated(device)
 
 
 def listing_of(place: Place, limit: int) -> ListingReply:

@@ -51,9 +51,10 @@ class FollowPart:
 
 @dataclass
 class AwayPart:
-    """A site without a part in this epoch, and the sentence why."""
+    """A site without a part in this epoch, and the sentence why; `faulty` where it should have one."""
 
     sentence: str
+    faulty: bool = False
 
 
 Part = SyncPart | FollowPart | WriterPart | AwayPart

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from jfs.errors import CorruptionError, DeviceError
 from replication.control import CopyReport, PositionReport, QueueReport, SiteReport, VolumeReport
-from replication.site_parts import FollowPart, SyncPart, WriterPart
+from replication.site_parts import AwayPart, FollowPart, Part, SyncPart, WriterPart
 from replication.site_take_over import proof_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,19 @@ async def report_of(site: "Site") -> SiteReport:
         newest_known=state.newest_known,
         take_over=state.take_over,
         level=part.levelling.status() if isinstance(part, WriterPart) else None,
+        faults=_faults(part),
     )
+
+
+def _faults(part: Part) -> list[str]:
+    """What an operator must put right."""
+    if isinstance(part, WriterPart) and part.fault is not None:
+        return [part.fault]
+    if isinstance(part, FollowPart) and part.receiver.failure is not None:
+        return [part.receiver.failure]
+    if isinstance(part, AwayPart) and part.faulty:
+        return [part.sentence]
+    return []
 
 
 def _proof(site: "Site") -> tuple[bool, str]:

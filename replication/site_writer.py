@@ -4,6 +4,8 @@ The mount process appends to the queue and writes the area; the daemon reads bot
 the mount.
 """
 
+import errno
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -16,19 +18,22 @@ from replication.channel import Channel
 from replication.client import dial_site
 from replication.control import CopyReport, Range
 from replication.levelling import Levelling
+from replication.listing import list_allocated, list_copy
 from replication.pair import Kind, Pair, State
 from replication.parts import Place
 from replication.position import Position, Remedy, history_of
 from replication.ranges import total_bytes
 from replication.roles import Purpose, Roles
 from replication.shipper import Shipper
-from replication.site_listing import allocated_of, listing_of, local_ranges
+from replication.site_listing import opened_area
 from vsap.area import FileArea
 from vsap.digest import digest_ranges
 from vsap.virtual import apply_entries
 
 if TYPE_CHECKING:
     from replication.site import Site
+
+log = logging.getLogger(__name__)
 
 
 class WriterPart:
@@ -43,6 +48,8 @@ class WriterPart:
         self.levelling = Levelling(site.place, area)
         self.files_listed = 0
         self.bytes_listed = 0
+        self.fault: str | None = None
+        """The log and the write positions contradicted each other in the last listing; a sentence."""
         roles = site.roles
         self.target: str = roles.async_to or ""
         self.shipper = self._make_shipper(roles) if roles.async_to is not None else None
@@ -74,18 +81,21 @@ class WriterPart:
     def _ranges_for(self, remedy: Remedy, far: Position) -> list[Range]:
         """What a difference copy must look at; in a worker thread. DeviceError if the area is unreadable."""
         place = self._site.place
+        compare_all = remedy is Remedy.ALLOCATED or place.state.untrusted_since is not None
+        written = None if compare_all else trio.from_thread.run(self._site.written_after, far.sequence)
         try:
-            listing = listing_of(place, 0)
-            self.files_listed, self.bytes_listed = listing.files_listed, listing.bytes
-            if remedy is Remedy.ALLOCATED or place.state.untrusted_since is not None:
-                ranges = allocated_of(place)
-                self.bytes_listed = total_bytes(ranges)
-                return ranges
-            return local_ranges(place.paths.area)
+            with opened_area(place.paths.area) as device:
+                listing = list_copy(device, far.sequence, written)
+                ranges = list_allocated(device) if compare_all else listing.ranges
         except CorruptionError as error:
-            if far.sequence == 0 and self.queue.state().next_sequence == 1:
+            if self.queue.state().next_sequence == 1:
                 return []  # No file system was made yet: both areas are as empty as they were made.
-            raise DeviceError(5, f"the metadata log cannot be read: {error}") from error
+            raise DeviceError(errno.EIO, f"the metadata log cannot be read: {error}") from error
+        self.files_listed, self.bytes_listed = len(listing.files), total_bytes(ranges)
+        self.fault = listing.fault
+        if listing.fault is not None:
+            log.error("site %s: %s", place.site, listing.fault)
+        return ranges
 
     def _on_far(self, durable: Position, applied_sequence: int) -> None:
         self._site.link.tell_far(durable, applied_sequence)

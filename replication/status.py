@@ -1,8 +1,16 @@
 """One typed snapshot of a volume as every reachable site tells it (`trisite status`)."""
 
+import datetime
+
 import msgspec
 
-from replication.config import SiteName
+from replication.config import Config, SiteName
+from replication.control import SiteReport
+from replication.pair import State
+from replication.procedures.plan import Survey
+from replication.procedures.survey import take_survey
+from replication.roles import Roles, role_of
+from replication.state import PairKind
 
 
 class PairStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,3 +72,139 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     armed: bool
     armed_reason: str
     warnings: list[str]
+
+
+async def collect(config: Config) -> Status:
+    """Ask every site, at once and with a short patience, and put the answers together."""
+    return snapshot(config.volume.name, await take_survey(config), config)
+
+
+def snapshot(volume: str, survey: Survey, config: Config) -> Status:
+    """The status that these answers amount to; pure."""
+    roles = survey.newest()
+    writer = survey.reports.get(roles.writer) if roles is not None else None
+    queue = writer.queue if writer is not None else None
+    armed, armed_reason = _armed(survey, roles)
+    return Status(
+        volume=volume,
+        epoch=roles.epoch if roles is not None else None,
+        writer=roles.writer if roles is not None else None,
+        pairs=_pairs(survey, roles, writer),
+        queue=None
+        if queue is None
+        else QueueStatus(
+            entries=queue.entries,
+            bytes=queue.bytes,
+            oldest_seq=queue.oldest_sequence if queue.entries else None,
+            newest_seq=queue.newest_sequence if queue.entries else None,
+        ),
+        lag_seconds=queue.lag_seconds if queue is not None else None,
+        log=_log(writer),
+        sites={name: _site(survey, name, roles) for name in config.sites},
+        armed=armed,
+        armed_reason=armed_reason,
+        warnings=_warnings(survey, roles, writer, armed=armed, reason=armed_reason),
+    )
+
+
+def _iso(since_ns: int) -> str:
+    return datetime.datetime.fromtimestamp(since_ns / 1e9, tz=datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def _pairs(survey: Survey, roles: Roles | None, writer: SiteReport | None) -> list[PairStatus]:
+    """The pairs of the newest epoch as the writer has them; a silent writer's are Failure-Suspend."""
+    if roles is None:
+        return []
+    kinds: list[tuple[PairKind, SiteName | None]] = [("sync", roles.sync_to), ("async", roles.async_to)]
+    found: list[PairStatus] = []
+    for kind, target in kinds:
+        if target is None:
+            continue
+        known = [
+            one
+            for one in (writer.pairs if writer is not None else [])
+            if (one.kind, one.source, one.target) == (kind, roles.writer, target) and one.since >= roles.since
+        ]
+        if known:
+            state, since, reason = known[0].state, known[0].since, known[0].reason
+        elif writer is None:
+            state, since = str(State.FAILURE_SUSPEND), roles.since
+            reason = f"the writing site does not answer ({survey.why_silent(roles.writer)})"
+        else:
+            state, since, reason = str(State.DUPLEX_PENDING), roles.since, "not connected in this epoch yet"
+        if kind == "sync" and writer is not None and not writer.mounted and state == State.DUPLEX:
+            reason = "in step; the volume is not mounted"
+        found.append(
+            PairStatus(
+                kind=kind, source=roles.writer, target=target, state=state, since=_iso(since), reason=reason
+            )
+        )
+    return found
+
+
+def _log(writer: SiteReport | None) -> LogStatus | None:
+    if writer is None or writer.mount is None or not writer.mount.log_capacity_bytes:
+        return None
+    mount = writer.mount
+    return LogStatus(files=mount.log_files, bytes=mount.log_bytes, capacity_bytes=mount.log_capacity_bytes)
+
+
+def _site(survey: Survey, name: SiteName, roles: Roles | None) -> SiteStatus:
+    report = survey.reports.get(name)
+    if report is None:
+        return SiteStatus(
+            reachable=False,
+            epoch=None,
+            applied_seq=None,
+            durable_seq=None,
+            role=None if roles is None else role_of(roles, name),
+            mounted=None,
+            reason=survey.why_silent(name),
+        )
+    position = report.position
+    newest = report.next_sequence - 1 if report.next_sequence is not None else None
+    return SiteStatus(
+        reachable=True,
+        epoch=report.roles.epoch if report.roles is not None else None,
+        applied_seq=position.applied_sequence if position is not None else newest,
+        durable_seq=position.durable_sequence if position is not None else newest,
+        role=role_of(report.roles, name) if report.roles is not None else None,
+        mounted=report.mounted,
+        reason=None if report.roles is not None else "it has no volume yet",
+    )
+
+
+def _armed(survey: Survey, roles: Roles | None) -> tuple[bool, str]:
+    """Whether the sync site could take over now with nothing lost, and the sentence why (not)."""
+    if roles is None:
+        return False, "there is no volume yet"
+    if roles.sync_to is None:
+        return False, f"site {roles.writer} writes alone; `trisite failback` brings the normal operation back"
+    report = survey.reports.get(roles.sync_to)
+    if report is None:
+        return False, f"site {roles.sync_to} does not answer ({survey.why_silent(roles.sync_to)})"
+    return report.proven, report.proven_reason
+
+
+def _warnings(
+    survey: Survey, roles: Roles | None, writer: SiteReport | None, *, armed: bool, reason: str
+) -> list[str]:
+    """What an operator should see first."""
+    found = [f"site {site} does not answer: {why}" for site, why in survey.silent.items()]
+    if roles is None:
+        return found
+    for site, report in survey.reports.items():
+        if report.roles is not None and report.roles.epoch < roles.epoch:
+            found.append(
+                f"site {site} is still in epoch {report.roles.epoch}; it learns of {roles.epoch} soon"
+            )
+        found += [f"site {site}: {fault}" for fault in report.faults]
+    if not armed:
+        found.append(f"the volume is not protected against the loss of site {roles.writer}: {reason}")
+    if writer is not None and writer.mount is not None and writer.mount.unprotected:
+        found.append(
+            f"site {roles.writer} writes WITHOUT the sync site, which is behind: {writer.mount.sync_reason}"
+            if roles.sync_to is not None
+            else f"site {roles.writer} writes without a sync site"
+        )
+    return found
