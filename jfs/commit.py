@@ -4,19 +4,18 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from jfs.coverage import Naming, RegionCoverage, is_named
-from jfs.log import (
+from jfs.batch import (
     DELETED,
     FILE_RECORD,
     RETIRED_FILES,
     RETIRED_REGIONS,
-    LogFull,
     LogRecord,
     encode_file,
     encode_numbers,
     encode_record,
     encode_region,
 )
+from jfs.coverage import Naming, RegionCoverage, is_named
 from jfs.volume import Changes, Volume
 
 _pack_length = struct.Struct(">H").pack
@@ -150,15 +149,3 @@ def coarsen(volume: Volume, housekeeping: Housekeeping) -> None:
         housekeeping.region = region
     gone = set(housekeeping.retired_files)
     housekeeping.widened = [naming for naming in coverage.widen() if naming.ino not in gone]
-
-
-__all__ = [
-    "Housekeeping",
-    "LogFull",
-    "coarsen",
-    "issue_changes",
-    "issue_intent",
-    "issue_region",
-    "names_to_renew",
-    "ripe_names",
-]

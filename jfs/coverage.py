@@ -7,8 +7,8 @@ I2: a name may go when the far site has everything it stands for, or when a late
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from jfs.batch import FILE_RECORD, LOG_RECORD, LOG_RUN, REGION_RECORD, RETIRED_FILES, LogRecord
 from jfs.freemap import Run, join_runs
-from jfs.log import FILE_RECORD, LOG_RECORD, LOG_RUN, REGION_RECORD, RETIRED_FILES, LogRecord
 
 PIECE_BLOCKS = 256  # a range is an aligned piece of 1 MiB of a file
 

@@ -3,12 +3,12 @@
 import time
 from uuid import UUID
 
+from jfs.batch import BATCH
 from jfs.checkpoint import node_writes, place_nodes
 from jfs.device import BlockDevice
 from jfs.errors import FileSystemError
 from jfs.freemap import FIRST_BLOCK, FreeMap
 from jfs.layout import BLOCK_BYTES, FIRST_FILE_INO, SEGMENT_TABLE_LIMIT, LogPlace, Superblock
-from jfs.log import BATCH
 from jfs.tree import NodeCache, TreeEdit
 
 FIRST_SEGMENTS = 4

@@ -3,12 +3,13 @@
 import secrets
 from dataclasses import dataclass
 
+from jfs.batch import FILE_RECORD, JUMP_BATCH, Batch, decode_records
 from jfs.coverage import Coverage, CoveragePolicy
 from jfs.device import BlockDevice
 from jfs.errors import CorruptionError
 from jfs.freemap import Run
 from jfs.layout import BLOCK_BYTES, LOG_INO, SUPERBLOCK_SLOTS, LogPlace, Superblock
-from jfs.log import FILE_RECORD, JUMP_BATCH, Batch, LogReader, LogWriter, Segment, decode_records
+from jfs.log import LogReader, LogWriter, Segment
 from jfs.volume import Volume
 
 DEFAULT_CACHE_BYTES = 64 << 20
@@ -121,7 +122,9 @@ def load_volume(
     """The volume as its log leaves it, in memory only: nothing is written."""
     superblock = read_superblock(device)
     volume = Volume(device, superblock, Coverage(policy or CoveragePolicy()), cache_bytes)
-    reader = LogReader(device, superblock.uuid, superblock.tail, superblock.segment_blocks)
+    reader = LogReader(
+        device, superblock.uuid, superblock.tail, superblock.segment_blocks, superblock.segments
+    )
     reader.segments[0].start = _segment_of(superblock, superblock.tail.block)
     end = _Replayer(volume, reader).run()
     volume.coverage.written_up_to(device.issued_sequence)

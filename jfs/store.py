@@ -13,7 +13,6 @@ import trio
 from jfs.checkpoint import Checkpoint
 from jfs.commit import (
     Housekeeping,
-    LogFull,
     coarsen,
     issue_changes,
     issue_intent,
@@ -25,6 +24,7 @@ from jfs.device import BLOCK_BYTES, BlockDevice, Buffer
 from jfs.errors import DeviceError, FileSystemError, NoSpace
 from jfs.freemap import Run
 from jfs.layout import LOG_INO, VALUE_LIMIT_BYTES, Superblock
+from jfs.log import LogFull
 from jfs.mkfs import FIRST_SEGMENTS
 from jfs.replay import DEFAULT_CACHE_BYTES, attach_log, load_volume
 from jfs.tree import Item

@@ -201,7 +201,7 @@ def check_ownership(owned: list[Run], used: list[Run]) -> None:
 
 def tell(story: int) -> None:
     """One crash story, the same every time: trio draws the order of tasks from a generator, seeded here."""
-    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    vars(trio._core._run)["_ALLOW_DETERMINISTIC_SCHEDULING"] = True
     trio._core._run._r.seed(story)
     checkpoint.SLICE_SECONDS = -1.0  # let the others run at every opportunity, not by the clock
     log.PART_BYTES = random.Random(story).choice((256, 1024, 65536))  # often several batches for one change

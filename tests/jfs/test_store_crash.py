@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from jfs import checkpoint, log
+from jfs.batch import Batch
 from jfs.errors import CorruptionError
 from jfs.freemap import FreeMap
-from jfs.log import Batch, LogReader
+from jfs.log import LogReader
 from jfs.store import Store
 from jfs.volume import Changes
 from tests.jfs.crash_model import tell
