@@ -138,7 +138,7 @@ def _insert_name(editor: Editor, ino: int, name: bytes, target: int, kind: int, 
         if bucket is not None and directory.find(bucket, name) is not None:
             return False
         editor.put(key, directory.insert(bucket, name, target, kind))
-    except (ValueError, FileSystemError):
+    except (CorruptionError, FileSystemError):
         return False
     return True
 
@@ -159,7 +159,7 @@ def find_name(editor: Editor, ino: int, cookie: int) -> directory.Entry | None:
     bucket = editor.get(make_key(ino, DIRENT, suffix)) or b""
     try:
         return next((entry for entry in directory.entries(bucket) if entry.slot == slot), None)
-    except ValueError:
+    except CorruptionError:
         return None
 
 
@@ -248,7 +248,7 @@ def _rewrite_attributes(
         try:
             if all(stored != name for stored, _ in xattrs.entries(bucket or b"")):
                 editor.put(place, xattrs.store(bucket, name, content))
-        except (ValueError, FileSystemError):
+        except (CorruptionError, FileSystemError):
             continue  # its bucket is full or unreadable: it is dropped
 
 

@@ -111,6 +111,7 @@ class ItemCheck:
         if ino == ORPHAN_INO and kind == ORPHAN:
             self._census.orphans.append(suffix)
             return _NO_FAULTS
+        self.records += kind == INODE
         return (_unknown(key, f"inode {ino} is reserved and has no items of kind {kind}"),)
 
     def _item(self, subject: Subject, key: bytes, kind: int, suffix: int, value: bytes) -> Iterable[Fault]:
@@ -163,7 +164,7 @@ class ItemCheck:
             return (Fault("extent-undecodable", place, sentence, fsck_edit.drop_key(key)),)
         blocks = self._blocks
         if not blocks.inside(start, count) or file_block + count > BLOCK_LIMIT:
-            sentence = f"inode {subject.ino} has {count} blocks from {start}, which is outside the volume or the file"
+            sentence = f"inode {subject.ino} has {count} blocks from {start}, outside the volume or any file"
             return (Fault("extent-range", place, sentence, fsck_edit.drop_key(key)),)
         skipped = min(max(subject.extent_end - file_block, 0), count)
         subject.extent_end = max(subject.extent_end, file_block + count)
@@ -341,7 +342,7 @@ def _readable(entries: Iterator[_T]) -> tuple[list[_T], bool]:
     try:
         for entry in entries:
             found.append(entry)  # noqa: PERF402 (what came before the error counts)
-    except ValueError:
+    except CorruptionError:
         return found, True
     return found, False
 

@@ -158,7 +158,7 @@ def _lost_and_found(volume: Volume, editor: VolumeEditor, seed: int) -> int | No
         bucket = editor.get(make_key(ROOT_INO, DIRENT, directory.suffix_of(name, seed)))
         try:
             entry = None if bucket is None else directory.find(bucket, name)
-        except ValueError:
+        except CorruptionError:
             continue
         if entry is None:
             ino = volume.next_ino
