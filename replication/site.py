@@ -24,7 +24,8 @@ from replication.connections import Listener, listen
 from replication.control import ControlError, Range
 from replication.parts import KnownPositions, Place, SitePaths, prepare
 from replication.position import NOWHERE
-from replication.roles import Roles, should_adopt, superseded_sentence
+from replication.procedures.survey import take_survey
+from replication.roles import Roles, others, should_adopt, superseded_sentence
 from replication.set_journal import JournalError
 from replication.site_control import Control
 from replication.site_link import MountLink
@@ -34,6 +35,7 @@ from replication.state import SiteState, StateError, VolumeIdentity
 
 log = logging.getLogger(__name__)
 
+ASK_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 5.0
 """A part that the host refuses (full disk, damaged file) is opened again this often."""
 
@@ -58,6 +60,7 @@ class Site:
         self._changing = trio.Lock()
         self._adopting = trio.Lock()
         self._conversations: dict[Channel, trio.Event] = {}
+        self._nursery: trio.Nursery | None = None
         self._paused = False
         self._resumed = trio.Event()
 
@@ -179,6 +182,34 @@ class Site:
             self.link.tell_roles(roles)
         return changed
 
+    def learn_soon(self, roles: Roles) -> None:
+        """A peer said it holds these roles; taken over, if newer, by a task that outlives the present part."""
+        if self._nursery is not None and should_adopt(self.state.roles, roles):
+            self._nursery.start_soon(self.adopt, roles)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Play the part of the roles, and hear from the other sites whether these are the newest."""
+        async with trio.open_nursery() as self._nursery:
+            await self._nursery.start(self.link.run)
+            self._nursery.start_soon(self.run_part)
+            await self.wired()
+            self._nursery.start_soon(self._ask_others)
+            task_status.started()
+
+    async def _ask_others(self) -> None:
+        """A site that was away when the writer changed must not believe for long that it is still the writer."""
+        while True:
+            identity = self.state.identity
+            if identity is not None:
+                survey = await take_survey(
+                    self.config, others(self.name), caller=self.name, roles=self.state.roles
+                )
+                for report in survey.reports.values():
+                    same = report.volume is not None and report.volume.uuid == str(identity.uuid)
+                    if same and report.roles is not None:
+                        self.learn_soon(report.roles)
+            await trio.sleep(ASK_SECONDS)
+
     async def create(self, identity: VolumeIdentity, roles: Roles, *, blank: bool) -> None:
         """A new volume here, nothing of an older one stays; `blank`: the area is no state of the stream."""
 
@@ -283,9 +314,7 @@ async def _run(site: Site, listener: Listener, ready: Callable[[], None] | None,
     async with trio.open_nursery() as nursery:
         if signals:
             await nursery.start(_stop_at_signal, nursery.cancel_scope)
-        await nursery.start(site.link.run)
-        nursery.start_soon(site.run_part)
-        await site.wired()
+        await nursery.start(site.run)
 
         async def serve(channel: Channel) -> None:
             await serve_channel(site, channel)
@@ -296,7 +325,7 @@ async def _run(site: Site, listener: Listener, ready: Callable[[], None] | None,
 
 
 def _refused(sentence: str) -> None:
-    log.info("%s", sentence)
+    log.debug("%s", sentence)
 
 
 async def _stop_at_signal(

@@ -1,6 +1,7 @@
 """A connection to the daemon: its hello is judged by the roles, then the part it wants carries it on."""
 
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import msgspec
 
@@ -14,7 +15,7 @@ from replication.messages import Hello, RefusalCode, Reply, Request, Welcome, de
 from replication.roles import Purpose, Roles, Verdict, may_connect, should_adopt
 from replication.set_journal import JournalError
 from replication.site_parts import FollowPart, SyncPart
-from replication.state import StateError
+from replication.state import StateError, VolumeIdentity
 
 if TYPE_CHECKING:
     from replication.site import Site
@@ -39,7 +40,24 @@ async def _learn(site: "Site", hello: Hello) -> None:
         await site.adopt(hello.roles)
 
 
+async def _take_volume(site: "Site", channel: Channel, hello: Hello) -> None:
+    """A site that was away when the volume was made learns of it from the writer, and is copied afresh."""
+    roles = hello.roles
+    named = roles is not None and roles.writer == hello.site and roles.async_to == site.name
+    known = channel.peer_site == hello.site or site.config.options.plain
+    if not (known and named and hello.purpose == Purpose.ASYNC) or roles is None or hello.volume is None:
+        return
+    if hello.size_bytes != site.config.volume.size_bytes:
+        return
+    identity = VolumeIdentity(
+        uuid=UUID(hello.volume), name=site.config.volume.name, size_bytes=hello.size_bytes
+    )
+    await site.create(identity, roles, blank=True)
+
+
 async def _serve_data(site: "Site", channel: Channel, hello: Hello) -> None:
+    if site.state.identity is None:
+        await _take_volume(site, channel, hello)
     roles, identity = site.state.roles, site.state.identity
     if roles is None or identity is None:
         sentence = f"site {site.name} has no volume yet; make one with `trisite mkfs`"

@@ -17,6 +17,7 @@ from jfs.errors import CorruptionError, DeviceError
 from replication.channel import Channel
 from replication.client import dial_site
 from replication.control import CopyReport, Range
+from replication.errors import PeerRefused
 from replication.levelling import Levelling
 from replication.listing import list_allocated, list_copy
 from replication.pair import Kind, Pair, State
@@ -76,7 +77,14 @@ class WriterPart:
     async def _dial(self) -> Channel:
         place = self._site.place
         newest = self.queue.state().next_sequence - 1
-        return await dial_site(place, self.target, Purpose.ASYNC, self._site.roles, newest_sequence=newest)
+        try:
+            return await dial_site(
+                place, self.target, Purpose.ASYNC, self._site.roles, newest_sequence=newest
+            )
+        except PeerRefused as error:
+            if error.roles is not None:
+                self._site.learn_soon(error.roles)
+            raise
 
     def _ranges_for(self, remedy: Remedy, far: Position) -> list[Range]:
         """What a difference copy must look at; in a worker thread. DeviceError if the area is unreadable."""

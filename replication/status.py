@@ -183,7 +183,9 @@ def _armed(survey: Survey, roles: Roles | None) -> tuple[bool, str]:
     report = survey.reports.get(roles.sync_to)
     if report is None:
         return False, f"site {roles.sync_to} does not answer ({survey.why_silent(roles.sync_to)})"
-    return report.proven, report.proven_reason
+    if report.proven:
+        return True, f"site {roles.sync_to} has every write that was acknowledged"
+    return False, report.proven_reason
 
 
 def _warnings(
