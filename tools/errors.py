@@ -2,16 +2,9 @@
 
 import os
 from enum import IntEnum
+from typing import Final
 
 import trio
-
-from jfs.errors import CorruptionError, DeviceError
-from jfs.mountpoint import MountRefused
-from replication.config import ConfigurationError
-from replication.control import ControlError
-from replication.errors import PeerRefused, PeerUnreachable
-from replication.keys import KeysError
-from replication.procedures.results import ProcedureRefused
 
 
 class ExitCode(IntEnum):
@@ -29,6 +22,25 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+# Exceptions whose text is a sentence for the operator. By name: no command imports what it does not use.
+TOLD_AS_THEY_ARE: Final = {
+    "jfs.errors.CorruptionError": ExitCode.DAMAGED,
+    "jfs.errors.DeviceError": ExitCode.OPERATIONAL,
+    "jfs.errors.NoSpace": ExitCode.OPERATIONAL,
+    "jfs.mountpoint.MountRefused": ExitCode.REFUSED,
+    "replication.config.ConfigurationError": ExitCode.USAGE,
+    "replication.control.ControlError": ExitCode.REFUSED,
+    "replication.errors.PeerRefused": ExitCode.REFUSED,
+    "replication.errors.PeerUnreachable": ExitCode.UNREACHABLE,
+    "replication.errors.RemoteProtocolError": ExitCode.OPERATIONAL,
+    "replication.keys.KeysError": ExitCode.USAGE,
+    "replication.set_journal.JournalError": ExitCode.DAMAGED,
+    "replication.site.SiteError": ExitCode.REFUSED,
+    "replication.state.StateError": ExitCode.OPERATIONAL,
+}
+PROCEDURE_REFUSED: Final = "replication.procedures.results.ProcedureRefused"  # brings its own code
+
+
 class Failure(Exception):
     """A command cannot do what it was asked: the sentence says what, why and what to do."""
 
@@ -36,13 +48,6 @@ class Failure(Exception):
         super().__init__(sentence)
         self.sentence = sentence
         self.code = int(code)
-
-
-class Interrupted(Failure):
-    """The operator pressed Ctrl-C or a service manager asked for an end before the work was done."""
-
-    def __init__(self) -> None:
-        super().__init__("interrupted; what was done so far is kept, run the command again to finish", 130)
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -56,35 +61,21 @@ def innermost(error: BaseException) -> BaseException:
 def explain(error: BaseException) -> tuple[str, int]:
     """The sentence and the exit code for whatever ended a command."""
     error = innermost(error)
-    match error:
-        case Failure():
-            return error.sentence, error.code
-        case KeyboardInterrupt():
-            interrupted = Interrupted()
-            return interrupted.sentence, interrupted.code
-        case ProcedureRefused():
-            return error.sentence, error.code
-        case ControlError():
-            return error.sentence, ExitCode.REFUSED
-        case KeysError():
-            return str(error), ExitCode.USAGE
-        case ConfigurationError():
-            return str(error), ExitCode.USAGE
-        case MountRefused():
-            return str(error), ExitCode.REFUSED
-        case PeerUnreachable():
-            return error.sentence, ExitCode.UNREACHABLE
-        case PeerRefused():
-            return error.sentence, ExitCode.REFUSED
-        case CorruptionError():
-            return str(error), ExitCode.DAMAGED
-        case DeviceError():
-            return str(error), ExitCode.OPERATIONAL
-        case OSError():
-            return system_sentence(error), ExitCode.OPERATIONAL
-        case _:
-            what = f"{type(error).__name__}: {error}".strip(": ")
-            return f"this is a fault in trisite itself ({what}); please report it", ExitCode.INTERNAL
+    if isinstance(error, Failure):
+        return error.sentence, error.code
+    if isinstance(error, KeyboardInterrupt):
+        sentence = "interrupted; what was done so far is kept, run the command again to finish"
+        return sentence, ExitCode.INTERRUPTED
+    for kind in type(error).__mro__:
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if name == PROCEDURE_REFUSED:
+            return str(error), int(getattr(error, "code", ExitCode.REFUSED))
+        if name in TOLD_AS_THEY_ARE:
+            return str(error), TOLD_AS_THEY_ARE[name]
+    if isinstance(error, OSError):
+        return system_sentence(error), ExitCode.OPERATIONAL
+    what = f"{type(error).__name__}: {error}".strip(": ")
+    return f"this is a fault in trisite itself ({what}); please report it", ExitCode.INTERNAL
 
 
 def system_sentence(error: OSError) -> str:

@@ -1,1 +1,32 @@
-"""`trisite mkfs`: make the file system of a new volume, at all three sites."""
+"""`trisite mkfs`: a new volume at all three sites, with an empty file system on it."""
+
+from functools import partial
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from replication import config as configuration
+from replication.creating import create_volume
+from tools.errors import ExitCode
+from tools.options import ConfigOption, JsonOption, config_path
+from tools.render import Output, size
+from tools.running import run_trio
+
+
+def mkfs(
+    *,
+    config: ConfigOption = None,
+    force: Annotated[
+        bool, Parameter(negative="", help="Make it even where there is a volume already; that one is gone.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Make an empty file system, at all three sites; their daemons must be running."""
+    loaded = configuration.load(config_path(config))
+    output = Output(as_json=as_json)
+    result = run_trio(partial(create_volume, loaded, force=force))
+    output.result(result)
+    output.say(f"volume {loaded.volume.name}, {size(result.size_bytes)}, is made: {result.uuid}")
+    if not result.async_reached:
+        output.say("site async does not answer; it gets its copy when it does")
+    return ExitCode.OK

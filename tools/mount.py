@@ -13,13 +13,13 @@ from typing import Annotated, Final
 
 import trio
 from cyclopts import Parameter
-from replication.mounting import open_writer
 
 from jfs.filesystem import FileSystem, FileSystemOptions
 from jfs.mountpoint import MountOptions, check_fuse, check_mountpoint, parse_options
 from jfs.store import Store
 from replication import config as configuration
 from replication.config import Config
+from replication.mounting import open_writer
 from tools import background
 from tools.background import Ready
 from tools.errors import ExitCode, Failure, explain
@@ -82,13 +82,14 @@ def serve_mount(config: Config, site: SiteName, mountpoint: str, options: MountO
     """Serve the mount in this process until it is unmounted; what goes wrong is also left for `umount`."""
     log_to_standard_error()
     directory = config.site(site).directory
+    place = os.path.realpath(mountpoint)  # now: later a look at it would ask this very process
 
     def mounted() -> None:
-        background.write_record(directory, os.path.realpath(mountpoint), site)
+        background.write_record(directory, place, site)
         ready.mounted()
 
     try:
-        run_trio(serve, config, site, mountpoint, options, mounted)
+        run_trio(serve, config, site, place, options, mounted)
     except BaseException as error:
         sentence, code = explain(error)
         ready.failed(sentence, code)
@@ -99,7 +100,7 @@ def serve_mount(config: Config, site: SiteName, mountpoint: str, options: MountO
 
 
 async def serve(
-    config: Config, site: SiteName, mountpoint: str, options: MountOptions, mounted: Callable[[], None]
+    config: Config, site: SiteName, place: str, options: MountOptions, mounted: Callable[[], None]
 ) -> None:
     """FUSE over jfs over the virtual area of the writing site: the one place where the parts meet."""
     from jfs.fuse import serve as serve_fuse  # needs libfuse; every other command works without
@@ -109,11 +110,12 @@ async def serve(
         nursery.start_soon(ended_by_signal, stop.set)
         async with open_writer(config, site, finish=stop.set) as writer:
             store = await Store.open(writer.device, read_only=options.read_only)
-            writer.log_status = store.log_status
+            writer.store, writer.log_status = store, store.log_status
+            writer.mountpoint = place
             file_system = FileSystem(
                 store, FileSystemOptions(relatime=options.relatime), read_only=options.read_only
             )
-            await serve_fuse(file_system, mountpoint, options, ready=mounted, stop=stop)
+            await serve_fuse(file_system, place, options, ready=mounted, stop=stop)
         nursery.cancel_scope.cancel()
 
 

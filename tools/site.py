@@ -2,15 +2,14 @@
 
 import os
 import socket
-
-import trio
+from functools import partial
 
 from replication import config as configuration
-from replication.site import run_site
-from tools.errors import ExitCode
+from replication.site import SiteError, run_site
+from tools.errors import ExitCode, Failure
 from tools.options import ConfigOption, SiteName, config_path
 from tools.render import note
-from tools.running import ended_by_signal, log_to_standard_error, run_trio
+from tools.running import log_to_standard_error, run_trio
 
 
 def site(name: SiteName, /, *, config: ConfigOption = None) -> int:
@@ -23,16 +22,11 @@ def site(name: SiteName, /, *, config: ConfigOption = None) -> int:
     """
     loaded = configuration.load(config_path(config))
     log_to_standard_error()
-    run_trio(serve, loaded, name)
+    try:
+        run_trio(partial(run_site, loaded, name, ready=lambda: tell_ready(loaded, name)))
+    except SiteError as error:
+        raise Failure(str(error), ExitCode.REFUSED) from error
     return ExitCode.OK
-
-
-async def serve(config: configuration.Config, name: SiteName) -> None:
-    """The daemon, with the end that a signal asks for."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(ended_by_signal, nursery.cancel_scope.cancel)
-        await run_site(config, name, ready=lambda: tell_ready(config, name))
-        nursery.cancel_scope.cancel()
 
 
 def tell_ready(config: configuration.Config, name: SiteName) -> None:

@@ -206,7 +206,7 @@ def small_files(directory: Path, scale: Scale) -> list[Sample]:
         name="directory listed, cold", unit="files", amount=len(keys), seconds=now() - began, latencies=[]
     )
     samples.append(listed)
-    samples.append(each("stat, cold", lambda key: (directory / key).stat(), keys))
+    samples.append(each("stat after listing", lambda key: (directory / key).stat(), keys))
     drop_caches()
     found: dict[str, bytes] = {}
     samples.append(
