@@ -95,6 +95,7 @@ async def open_client(
     *,
     caller: str = OPERATOR,
     roles: Roles | None = None,
+    volume: str | None = None,
     connect_seconds: float = CONNECT_SECONDS,
 ) -> AsyncIterator[Client]:
     """Connect to the daemon of `site` as `caller`; PeerUnreachable, PeerRefused in one sentence if that
@@ -118,7 +119,9 @@ async def open_client(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(channel.run)
         try:
-            hello = Hello(version=PROTOCOL_VERSION, site=caller, purpose=Purpose.CONTROL, roles=roles)
+            hello = Hello(
+                version=PROTOCOL_VERSION, site=caller, purpose=Purpose.CONTROL, roles=roles, volume=volume
+            )
             welcome = await greet(channel, hello, timeout_seconds=connect_seconds)
             yield Client(channel, welcome.roles)
         except Exception as error:
@@ -140,10 +143,11 @@ async def ask_site(
     *,
     caller: str = OPERATOR,
     roles: Roles | None = None,
+    volume: str | None = None,
     connect_seconds: float = CONNECT_SECONDS,
 ) -> ReplyT:
     """One request in a conversation of its own."""
     async with open_client(
-        config, site, caller=caller, roles=roles, connect_seconds=connect_seconds
+        config, site, caller=caller, roles=roles, volume=volume, connect_seconds=connect_seconds
     ) as client:
         return await client.ask(request, seconds)

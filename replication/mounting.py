@@ -1,7 +1,8 @@
 """What the mount process needs of its site: may it write, the virtual area, the copy, the local link.
 
-Order of opening: roles (also of the other sites, so that a stale site learns that it was superseded),
-the writer's lock, queue and positions, the copy to the sync site, recovery of what came after the last common flush.
+Order of opening: roles (also of the other sites, so that a stale site learns that it was superseded), the
+writer's lock, queue and positions, the copy to the sync site, recovery of what came after the last common
+flush.
 """
 
 import errno
@@ -270,7 +271,14 @@ async def check_roles(place: Place) -> Roles:
     roles = state.roles
     if roles is None or state.identity is None:
         raise MountRefused("there is no volume yet; make one with `trisite mkfs`")
-    survey = await take_survey(place.config, others(site), caller=site, roles=roles, seconds=ROLES_SECONDS)
+    survey = await take_survey(
+        place.config,
+        others(site),
+        caller=site,
+        roles=roles,
+        volume=str(state.identity.uuid),
+        seconds=ROLES_SECONDS,
+    )
     newest = survey.newest()
     same = all(
         report.volume is None or report.volume.uuid == str(state.identity.uuid)

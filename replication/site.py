@@ -183,7 +183,7 @@ class Site:
         return changed
 
     def learn_soon(self, roles: Roles) -> None:
-        """A peer said it holds these roles; taken over, if newer, by a task that outlives the present part."""
+        """A peer said it holds these roles: a task that outlives the present part adopts newer ones."""
         if self._nursery is not None and should_adopt(self.state.roles, roles):
             self._nursery.start_soon(self.adopt, roles)
 
@@ -197,12 +197,16 @@ class Site:
             task_status.started()
 
     async def _ask_others(self) -> None:
-        """A site that was away when the writer changed must not believe for long that it is still the writer."""
+        """A site that was away when the writer changed must not long believe that it is the writer."""
         while True:
             identity = self.state.identity
             if identity is not None:
                 survey = await take_survey(
-                    self.config, others(self.name), caller=self.name, roles=self.state.roles
+                    self.config,
+                    others(self.name),
+                    caller=self.name,
+                    roles=self.state.roles,
+                    volume=str(identity.uuid),
                 )
                 for report in survey.reports.values():
                     same = report.volume is not None and report.volume.uuid == str(identity.uuid)

@@ -35,7 +35,7 @@ async def serve_channel(site: "Site", channel: Channel) -> None:
 async def _learn(site: "Site", hello: Hello) -> None:
     """A peer with newer roles teaches this site, if it speaks of the same volume."""
     identity = site.state.identity
-    same = identity is not None and hello.volume in {None, str(identity.uuid)}
+    same = identity is not None and hello.volume == str(identity.uuid)
     if same and hello.roles is not None and should_adopt(site.state.roles, hello.roles):
         await site.adopt(hello.roles)
 

@@ -24,9 +24,13 @@ async def take_survey(
     *,
     caller: str = OPERATOR,
     roles: Roles | None = None,
+    volume: str | None = None,
     seconds: float = SURVEY_SECONDS,
 ) -> Survey:
-    """What each of `sites` says; those that do not answer within `seconds` are silent, with the reason."""
+    """What each of `sites` says; those that do not answer within `seconds` are silent, with the reason.
+
+    A site that asks says which `roles` it holds of which `volume`, so that one that is behind learns them.
+    """
     reports: dict[SiteName, SiteReport] = {}
     silent: dict[SiteName, str] = {}
 
@@ -35,7 +39,14 @@ async def take_survey(
         with trio.move_on_after(seconds):
             try:
                 reports[site] = await ask_site(
-                    config, site, GetStatus(), seconds, caller=caller, roles=roles, connect_seconds=seconds
+                    config,
+                    site,
+                    GetStatus(),
+                    seconds,
+                    caller=caller,
+                    roles=roles,
+                    volume=volume,
+                    connect_seconds=seconds,
                 )
                 del silent[site]
             except (PeerUnreachable, PeerRefused, RemoteProtocolError, ControlError) as error:
