@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -65,7 +66,13 @@ class Output:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table for a person; columns whose name starts with '>' are set to the right."""
-        table = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+        table = Table(
+            title=title or None,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
         for name in columns:
             right = name.startswith(">")
             table.add_column(name.lstrip(">"), justify="right" if right else "left", overflow="fold")
@@ -100,6 +107,24 @@ class Output:
                 bar.update(task, completed=done, total=of or None, amount=f"{done:,} of {of:,}")
 
             yield advance
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[Callable[[str], None]]:
+        """A changing line on standard error while work of unknown length goes on; now and then in a log."""
+        console = _console(stderr=True)
+        if not console.is_terminal:
+            last = time.monotonic()
+
+            def tell(sentence: str) -> None:
+                nonlocal last
+                if time.monotonic() - last >= PROGRESS_LINE_SECONDS:
+                    last = time.monotonic()
+                    note(sentence)
+
+            yield tell
+            return
+        with console.status(Text(what)) as status:
+            yield lambda sentence: status.update(Text(sentence))
 
 
 def _progress_lines(what: str) -> Advance:

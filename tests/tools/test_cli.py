@@ -79,7 +79,7 @@ def test_the_volume_is_named_after_its_directory(directory: str, name: str) -> N
         (("status", "--loud"), ExitCode.USAGE, "--loud"),
         (("status",), ExitCode.USAGE, "TRISITE_CONFIG"),
         (("status", "-c", "/nonexistent.toml"), ExitCode.USAGE, "/nonexistent.toml"),
-        (("fsck", "--loud"), 16, "--loud"),
+        (("fsck", "--at", "sync", "--loud"), 16, "--loud"),
         (("failover", "--to", "primary", "-c", "x"), ExitCode.USAGE, "primary"),
     ],
 )

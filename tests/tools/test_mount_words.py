@@ -1,0 +1,99 @@
+"""The words around a mount: options of fstab, the mount table, the record of its process, the helper."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tools import background, mount_helper
+from tools.background import MountRecord
+from tools.errors import Failure
+from tools.mount import known_options
+from tools.mount_table import mount_source
+
+TABLE = """\
+22 1 0:20 / / rw - ext4 /dev/vda rw
+40 22 0:45 / /mnt/my\\040home rw,nosuid - fuse.trisite /srv/a\\134b.toml rw,user_id=0
+41 22 0:46 / /mnt/covered rw - fuse.trisite /srv/home.toml rw
+42 22 0:47 / /mnt/covered rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["nofail,_netdev,x-systemd.automount,defaults,rw"], ["rw"]),
+        (["ro", "allow_other,comment=hello"], ["ro", "allow_other"]),
+        (["relatime,,user"], []),
+        (["sideways"], ["sideways"]),
+    ],
+)
+def test_what_is_meant_for_mount_itself_is_dropped(given: list[str], kept: list[str]) -> None:
+    assert known_options(given) == kept
+
+
+@pytest.mark.parametrize(
+    ("place", "source"),
+    [("/mnt/my home", "/srv/a\\b.toml"), ("/mnt/covered", None), ("/", None), ("/mnt", None)],
+)
+def test_the_mount_table_names_the_configuration(tmp_path: Path, place: str, source: str | None) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(TABLE)
+    assert mount_source(place, table) == source
+
+
+def test_a_record_belongs_to_one_process_and_keeps_its_failure(tmp_path: Path) -> None:
+    background.note_failure(tmp_path, "nothing is mounted")
+    assert background.read_record(tmp_path) is None
+    background.write_record(tmp_path, "/mnt/x", "sync")
+    record = background.read_record(tmp_path)
+    assert record is not None
+    assert (record.pid, record.mountpoint, record.site, record.failure) == (
+        os.getpid(),
+        "/mnt/x",
+        "sync",
+        None,
+    )
+    assert background.lives(record)
+    background.note_failure(tmp_path, "the disk is full")
+    failed = background.read_record(tmp_path)
+    assert failed is not None
+    assert failed.failure == "the disk is full"
+    background.remove_record(tmp_path)
+    assert background.read_record(tmp_path) is None
+
+
+def test_waiting_for_the_end_of_a_mount_process() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
+    record = MountRecord(pid=process.pid, born=background.birth(process.pid) or 0, mountpoint="", site="")
+    with pytest.raises(Failure, match="has not finished"):
+        background.wait_for_end(record, 0.01)
+    began = time.monotonic()
+    background.wait_for_end(record, 10)
+    assert 0.05 < time.monotonic() - began < 5
+    process.wait()
+    assert not background.lives(record)
+    background.wait_for_end(record, 0)
+
+
+def test_a_number_that_went_to_another_process_is_not_waited_for() -> None:
+    record = MountRecord(pid=os.getpid(), born=1, mountpoint="", site="")
+    background.wait_for_end(record, 0)
+    assert not background.lives(record)
+
+
+def test_the_helper_takes_the_site_from_the_options() -> None:
+    assert mount_helper.split_options("rw,at=sync,allow_other") == ("sync", ["rw", "allow_other"])
+    assert mount_helper.split_options("") == ("primary", [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["only-one"], ["a", "b", "-Z"], ["/nonexistent.toml", "/mnt", "-f"], ["a", "b", "-N", "x"]],
+)
+def test_the_helper_has_the_codes_of_mount(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert mount_helper.main(arguments) == mount_helper.MountCode.USAGE
+    assert capfd.readouterr().err.startswith("trisite: ")
