@@ -216,7 +216,8 @@ def plan_failback(survey: Survey) -> Plan:
                 f"({survey.why_silent('sync')}); start its daemon with `trisite site sync` and run again",
                 4,
             )
-        targets = ("primary", "sync")
+        # After figure 14 sync follows async already, and needs no levelling.
+        targets = ("primary",) if roles.async_to == "sync" else ("primary", "sync")
     return Plan(kind="return", roles=roles, steps=_return_steps(survey, roles, targets), targets=targets)
 
 

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -83,6 +83,7 @@ class Process:
 
     def __init__(self, *arguments: str, log: Path) -> None:
         self._log = log.open("ab")
+        self.newest = 0
         self.popen = subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
@@ -95,6 +96,8 @@ class Process:
     def expect(self, wanted: str) -> str:
         """Read lines until one begins with `wanted`."""
         while line := self.line():
+            if line.startswith("synced"):
+                self.newest = int(line.split()[1])
             if line.startswith(wanted):
                 return line
         raise AssertionError(f"ended before {wanted!r}: {Path(self._log.name).read_text()[-3000:]}")
@@ -184,9 +187,9 @@ def running(directory: Path, *sites: SiteName, options: str = "", size: str = "6
         cluster.close()
 
 
-def wait_until(condition: "object", seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     """Wait until `condition()` is true."""
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline, "it did not become true in time"
         time.sleep(0.02)

@@ -1,0 +1,152 @@
+"""The plans are pure: what the sites said decides the steps, the cost and the refusals."""
+
+import msgspec
+import pytest
+
+from replication.config import SiteName
+from replication.control import ListingReply, PositionReport, SiteReport, VolumeReport
+from replication.procedures.plan import Survey, plan_failback, plan_failover
+from replication.procedures.results import ProcedureRefused
+from replication.roles import (
+    Roles,
+    after_failback,
+    after_take_over_at_async,
+    after_take_over_at_sync,
+    first_roles,
+)
+
+NORMAL = first_roles(1)
+AT_SYNC = after_take_over_at_sync(NORMAL, 100, 2)
+AT_ASYNC = after_take_over_at_async(AT_SYNC, 200, 3, follow="sync")
+ALONE = after_take_over_at_async(NORMAL, 90, 3, follow=None)
+
+
+def report(site: SiteName, roles: Roles | None, **changes: object) -> SiteReport:
+    found = SiteReport(
+        site=site,
+        volume=VolumeReport(uuid="u", name="home", size_bytes=1 << 30),
+        roles=roles,
+        history=[],
+        pairs=[],
+        mounted=False,
+        mount=None,
+        received_sequence=None,
+        position=None,
+        queue=None,
+        next_sequence=None,
+        copy=None,
+        proven=True,
+        proven_reason="nothing",
+        newest_known=0,
+        take_over=None,
+        level=None,
+        faults=[],
+    )
+    return msgspec.structs.replace(found, **changes)
+
+
+def survey(roles: Roles, *sites: SiteName, **changes: object) -> Survey:
+    """These sites answer in `roles`, the others do not."""
+    names: tuple[SiteName, ...] = ("primary", "sync", "async")
+    return Survey(
+        reports={site: report(site, roles, **changes) for site in sites},
+        silent={site: f"site {site} is dead" for site in names if site not in sites},
+    )
+
+
+def names(plan: object) -> list[str]:
+    return [step.name for step in plan.steps]  # type: ignore[attr-defined]
+
+
+def test_no_step_asks_anything_of_the_dead_primary() -> None:
+    plan = plan_failover(survey(NORMAL, "sync", "async"), "sync", accept_loss=False)
+    assert names(plan) == ["promote", "follow", "recovery copy"]
+    assert all("primary" not in step.sites for step in plan.steps)
+
+
+def test_a_dead_far_site_is_in_no_step_either() -> None:
+    plan = plan_failover(survey(NORMAL, "sync"), "sync", accept_loss=False)
+    assert names(plan) == ["promote", "recovery copy"]
+    assert {site for step in plan.steps for site in step.sites} == {"sync"}
+
+
+def test_the_plan_of_a_rerun_is_the_same() -> None:
+    first = plan_failover(survey(NORMAL, "sync", "async"), "sync", accept_loss=False)
+    again = plan_failover(survey(AT_SYNC, "sync", "async", proven=False), "sync", accept_loss=False)
+    assert first.steps == again.steps
+
+
+def test_the_cost_is_what_the_log_names() -> None:
+    listing = ListingReply(files=[], files_listed=7, bytes=4096)
+    plan = plan_failover(survey(NORMAL, "sync", "async"), "sync", accept_loss=False, listing=listing)
+    assert "7 files with 4096 bytes" in plan.steps[-1].cost
+
+
+@pytest.mark.parametrize(
+    ("to", "found", "code", "says"),
+    [
+        ("sync", survey(NORMAL, "async"), 4, "trisite site sync"),
+        ("sync", survey(NORMAL), 4, "no site answers"),
+        ("sync", survey(NORMAL, "sync", proven=False), 5, "--accept-loss"),
+        ("sync", survey(NORMAL, "sync", "primary", mounted=True), 1, "unmount it there first"),
+        ("sync", survey(NORMAL, "sync", volume=None), 1, "no part of the volume"),
+        ("sync", survey(AT_ASYNC, "sync", "async"), 1, "failback"),
+        ("async", survey(NORMAL, "async"), 5, "--accept-loss"),
+        ("async", survey(NORMAL, "sync"), 4, "trisite site async"),
+    ],
+)
+def test_refusals_have_a_reason_and_a_way_out(to: SiteName, found: Survey, code: int, says: str) -> None:
+    with pytest.raises(ProcedureRefused, match=says) as caught:
+        plan_failover(found, to, accept_loss=False)
+    assert caught.value.code == code
+
+
+def test_what_async_knows_to_be_missing_is_named() -> None:
+    position = PositionReport(epoch=1, durable_sequence=90, applied_sequence=90)
+    found = survey(NORMAL, "async", position=position, newest_known=97)
+    with pytest.raises(ProcedureRefused, match="7 writes are known missing"):
+        plan_failover(found, "async", accept_loss=False)
+    assert names(plan_failover(found, "async", accept_loss=True)) == ["promote async"]
+
+
+def test_async_takes_over_by_way_of_sync_where_it_is_there() -> None:
+    plan = plan_failover(survey(NORMAL, "sync", "async"), "async", accept_loss=False)
+    assert plan.via_sync
+    assert names(plan) == ["promote", "follow", "recovery copy", "turn"]
+
+
+def test_loss_may_be_accepted() -> None:
+    assert plan_failover(survey(NORMAL, "sync", proven=False), "sync", accept_loss=True).steps
+
+
+def test_the_way_back_levels_who_was_away() -> None:
+    everyone: tuple[SiteName, ...] = ("primary", "sync", "async")
+    assert plan_failback(survey(AT_SYNC, *everyone)).targets == ("primary",)
+    assert plan_failback(survey(AT_ASYNC, *everyone)).targets == ("primary",)
+    assert plan_failback(survey(ALONE, *everyone)).targets == ("primary", "sync")
+    steps = names(plan_failback(survey(AT_SYNC, *everyone)))
+    assert steps == ["keep", "level", "finish", "last difference", "drain", "switch"]
+
+
+def test_the_way_back_does_not_wait_for_a_dead_far_site() -> None:
+    plan = plan_failback(survey(AT_SYNC, "primary", "sync"))
+    assert all("async" not in step.sites for step in plan.steps if step.name != "switch")
+
+
+@pytest.mark.parametrize("missing", ["primary", "sync"])
+def test_the_way_back_needs_writer_and_primary(missing: SiteName) -> None:
+    there = [site for site in ("primary", "sync", "async") if site != missing]
+    with pytest.raises(ProcedureRefused, match=f"trisite site {missing}"):
+        plan_failback(survey(AT_SYNC, *there))  # type: ignore[arg-type]
+
+
+def test_a_return_that_was_cut_short_is_finished_by_telling_who_is_behind() -> None:
+    back = after_failback(AT_SYNC, 300, 4)
+    found = Survey(
+        reports={"sync": report("sync", back), "primary": report("primary", AT_SYNC)},
+        silent={"async": "dead"},
+    )
+    plan = plan_failback(found)
+    assert names(plan) == ["switch"]
+    assert plan.steps[0].sites == ("primary",)
+    assert plan_failback(survey(back, "primary", "sync", "async")).kind == "nothing"

@@ -1,0 +1,64 @@
+"""What a site must not forget is there after a restart; epochs never go back."""
+
+from pathlib import Path
+from uuid import UUID
+
+from replication.roles import after_failback, after_take_over_at_sync, first_roles
+from replication.state import LevelRecord, SiteState, TakeOverRecord, VolumeIdentity
+
+IDENTITY = VolumeIdentity(uuid=UUID(int=7), name="home", size_bytes=1 << 30)
+NORMAL = first_roles(1)
+AT_SYNC = after_take_over_at_sync(NORMAL, 100, 2)
+BACK = after_failback(AT_SYNC, 200, 3)
+
+
+def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+    level = LevelRecord(
+        epoch=2, ranges=[(0, 4096)], everything=False, quarantine=None, quarantined_bytes=0, reason="why"
+    )
+    take_over = TakeOverRecord(epoch=2, start_sequence=100, lost=0, sentence="nothing")
+    with SiteState(tmp_path, now_ns=lambda: 5) as state:
+        assert (state.identity, state.roles, state.held_epoch, state.prepared_epoch) == (None, None, 0, 0)
+        state.create(IDENTITY, NORMAL)
+        assert state.adopt(AT_SYNC)
+        state.set_level(level)
+        state.set_take_over(take_over)
+        state.set_held_epoch(2)
+        state.note_newest(33)
+        state.set_pair("async", "sync", "async", "Duplex", "level")
+    with SiteState(tmp_path) as state:
+        assert (state.identity, state.roles) == (IDENTITY, AT_SYNC)
+        assert (state.level, state.take_over, state.held_epoch) == (level, take_over, 2)
+        assert (state.newest_known, state.pairs()[0].since) == (33, 5)
+        assert state.epoch_starts() == [(1, 0), (2, 100)]
+        state.set_level(None)
+        assert state.level is None
+
+
+def test_only_a_higher_epoch_is_adopted(tmp_path: Path) -> None:
+    with SiteState(tmp_path) as state:
+        state.create(IDENTITY, AT_SYNC)
+        assert not state.adopt(NORMAL)
+        assert not state.adopt(AT_SYNC)
+        assert state.adopt(BACK)
+        assert [roles.epoch for roles in state.history()] == [2, 3]
+
+
+def test_a_pair_keeps_its_time_while_its_state_stays(tmp_path: Path) -> None:
+    moments = iter(range(10, 100))
+    with SiteState(tmp_path, now_ns=lambda: next(moments)) as state:
+        first = state.set_pair("sync", "primary", "sync", "Duplex", "level")
+        again = state.set_pair("sync", "primary", "sync", "Duplex", "still level")
+        changed = state.set_pair("sync", "primary", "sync", "Failure-Suspend", "it died")
+        assert (first.since, again.since, again.reason) == (10, 10, "still level")
+        assert changed.since > 10
+
+
+def test_a_new_volume_forgets_the_old_one(tmp_path: Path) -> None:
+    with SiteState(tmp_path) as state:
+        state.create(IDENTITY, BACK)
+        state.set_pair("sync", "primary", "sync", "Duplex", "level")
+        state.create(IDENTITY, NORMAL)
+        assert state.roles == NORMAL
+        assert state.pairs() == []
+        assert [roles.epoch for roles in state.history()] == [1]
