@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from jfs.batch import (
     DELETED,
     FILE_RECORD,
+    LOG_RECORD,
+    LOG_RUN,
     RETIRED_FILES,
     RETIRED_REGIONS,
     LogRecord,
@@ -16,6 +18,7 @@ from jfs.batch import (
     encode_region,
 )
 from jfs.coverage import Naming, RegionCoverage, is_named
+from jfs.layout import BLOCK_BYTES
 from jfs.volume import Changes, Volume
 
 _pack_length = struct.Struct(">H").pack
@@ -126,6 +129,23 @@ def ripe_names(volume: Volume, files: Iterable[int]) -> Housekeeping:
     return Housekeeping(retired_files=ripe, retired_regions=coverage.ripe_regions(far))
 
 
+def checkpoint_housekeeping(volume: Volume, may_coarsen: bool) -> Housekeeping:
+    """What the batch of a checkpoint says so that the log before it becomes free as far as possible."""
+    log, coverage = volume.writer(), volume.coverage
+    housekeeping = ripe_names(volume, list(coverage.files))
+    limit_bytes = log.owned_bytes() // 8
+    if may_coarsen and coverage.is_too_large(limit_bytes):
+        coarsen(volume, housekeeping, limit_bytes)
+        names_to_renew(volume, housekeeping)
+        return housekeeping
+    size_bytes = coverage.size_bytes()
+    is_cheap = size_bytes < log.segment_blocks * BLOCK_BYTES // 4
+    is_needed = len(log.segments) > log.segment_limit // 2 or not log.has_room(0)
+    if is_cheap or (is_needed and size_bytes < log.room_bytes() // 2):
+        names_to_renew(volume, housekeeping)
+    return housekeeping
+
+
 def names_to_renew(volume: Volume, housekeeping: Housekeeping) -> None:
     """Have everything that only older segments name said again, so that those segments become free."""
     coverage = volume.coverage
@@ -135,15 +155,19 @@ def names_to_renew(volume: Volume, housekeeping: Housekeeping) -> None:
     housekeeping.renamed_regions = [number for number in regions if number not in gone_regions]
 
 
-def coarsen(volume: Volume, housekeeping: Housekeeping) -> None:
-    """I4: say less precisely what is covered, because saying it precisely takes too much room."""
+def coarsen(volume: Volume, housekeeping: Housekeeping, limit_bytes: int) -> None:
+    """I4: say less precisely what is covered, because saying it precisely takes more than `limit_bytes`."""
     coverage = volume.coverage
 
     def blocks_of(ino: int) -> list[tuple[int, int]]:
         return [(start, count) for _, start, count in volume.extents(ino, frozen_only=True)]
 
-    if len(coverage.files) > coverage.policy.file_limit // 2:
-        files, regions, region = coverage.to_region(blocks_of, volume.superblock.total_blocks)
+    keep = min(coverage.policy.file_limit, limit_bytes // 2 // LOG_RECORD.size) // 2
+    if len(coverage.files) > keep or coverage.region_bytes() > limit_bytes // 4:
+        run_limit = max(limit_bytes // 4 // LOG_RUN.size, 64)
+        files, regions, region = coverage.to_region(
+            blocks_of, volume.superblock.total_blocks, keep=keep, run_limit=run_limit
+        )
         housekeeping.retired_files = [*{*housekeeping.retired_files, *files}]
         housekeeping.retired_regions = [*{*housekeeping.retired_regions, *regions}]
         housekeeping.region = region

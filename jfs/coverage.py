@@ -21,7 +21,6 @@ class CoveragePolicy:
     range_limit: int = 64  # more ranges than this become the whole file
     linger_ns: int = 2_000_000_000
     file_limit: int = 65_536
-    region_run_limit: int = 16_384
     intent_first: bool = True
     name_new_data: bool = True
     wait_for_far: bool = True
@@ -250,15 +249,19 @@ class Coverage:
             if covered.ranges
         ]
 
+    def region_bytes(self) -> int:
+        """The share of the regions in that."""
+        return LOG_RUN.size * sum([len(region.runs) for region in self.regions.values()])
+
     def to_region(
-        self, blocks_of: Callable[[int], Iterable[Run]], total_blocks: int
+        self, blocks_of: Callable[[int], Iterable[Run]], total_blocks: int, *, keep: int, run_limit: int
     ) -> tuple[list[int], list[int], RegionCoverage]:
-        """FILE -> REGION: the longest untouched half of the files and all settled regions become one region.
+        """FILE -> REGION: all but the `keep` files touched last and all settled regions become one region.
 
         Returns the files and regions that it replaces, and the region, not added yet.
         """
         oldest = sorted(self.files.values(), key=lambda covered: covered.touched_ns)
-        files = oldest[: len(oldest) - len(oldest) // 2]
+        files = oldest[: max(len(oldest) - keep, 0)]
         regions = [region for region in self.regions.values() if region.settled_sequence is not None]
         runs = [run for region in regions for run in region.runs]
         for covered in files:
@@ -268,8 +271,8 @@ class Coverage:
         sequences += [region.settled_sequence or 0 for region in regions]
         lsns = [covered.last_lsn for covered in files] + [region.last_lsn for region in regions]
         merged = merge_runs(runs)
-        if len(merged) > self.policy.region_run_limit:
-            merged = snap_runs(merged, total_blocks, self.policy.region_run_limit)
+        if len(merged) > run_limit:
+            merged = snap_runs(merged, total_blocks, run_limit)
         region = RegionCoverage(0, merged, 0, max(sequences, default=0), max(lsns, default=0))
         return [covered.ino for covered in files], [region.number for region in regions], region
 

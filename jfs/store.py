@@ -13,10 +13,9 @@ import trio
 from jfs.checkpoint import Checkpoint
 from jfs.commit import (
     Housekeeping,
-    coarsen,
+    checkpoint_housekeeping,
     issue_changes,
     issue_intent,
-    names_to_renew,
     ripe_names,
 )
 from jfs.coverage import CoveragePolicy
@@ -35,7 +34,7 @@ COARSEN = "coarsen"
 WAIT = "wait"
 TICK_SECONDS = 1.0
 ROOM_TRIES = 8
-WAIT_SECONDS = 0.2
+WAIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -243,8 +242,10 @@ class Store:
             try:
                 async with self._round_lock:
                     self._round = _Round()
+                    await self._make_room()
                     with trio.CancelScope(shield=True):
-                        await self._commit_now()
+                        if self.volume.log is not None:
+                            await self._commit_now()
                 round_.succeeded = True
             except (DeviceError, FileSystemError) as error:
                 round_.error = error
@@ -256,13 +257,8 @@ class Store:
             return
 
     async def _commit_now(self) -> None:
-        if self.volume.log is None:
-            if not self.volume.pending.is_empty():
-                raise FileSystemError(errno.EROFS)
-            return
         self._last_commit = trio.current_time()
         for _ in range(ROOM_TRIES):
-            await self._make_room()
             try:
                 await self._issue_pending()
                 break
@@ -334,13 +330,19 @@ class Store:
 
     async def _make_room(self) -> None:
         """Let the log have room for what is pending, by checkpoints if need be."""
-        log = self.volume.writer()
+        log = self.volume.log
+        if log is None:
+            if not self.volume.pending.is_empty():
+                raise FileSystemError(errno.EROFS)
+            return
         while not log.has_room(self.volume.pending.size_bytes()):
-            recycled = len(log.segments)
             await self.checkpoint()
-            if len(log.segments) < recycled or self.options.on_log_full != WAIT:
+            if self.options.on_log_full != WAIT or log.has_room(self.volume.pending.size_bytes()):
                 return  # LogFull says if that was not enough
-            await trio.sleep(WAIT_SECONDS)
+            while True:
+                await trio.sleep(WAIT_SECONDS)
+                if any(self._coverage.ripe(self.volume.far_state())):
+                    break
 
     # -- checkpoint --------------------------------------------------------
 
@@ -373,14 +375,15 @@ class Store:
         volume, log = self.volume, self.volume.writer()
         async with self._issue_lock:
             changes = self._capture()
-            superblock = volume.superblock
-            is_marked = not clean or (superblock.clean and log.place == superblock.checkpoint)
+            is_marked = volume.superblock.clean or not clean
             if is_marked and changes.is_empty() and not volume.changed and len(log.segments) == 1:
                 return None
             checkpoint = Checkpoint(volume)
             try:
                 await self._flush_new_data(changes)
-                issue_changes(volume, changes, self._housekeeping())
+                issue_changes(
+                    volume, changes, checkpoint_housekeeping(volume, self.options.on_log_full == COARSEN)
+                )
             except BaseException:
                 checkpoint.abandon()
                 self._give_back(changes)
@@ -388,16 +391,6 @@ class Store:
             self._note_frees(changes)
             checkpoint.logged()
         return checkpoint
-
-    def _housekeeping(self) -> Housekeeping:
-        volume, log, coverage = self.volume, self.volume.writer(), self._coverage
-        housekeeping = ripe_names(volume, list(coverage.files))
-        if self.options.on_log_full == COARSEN and coverage.is_too_large(log.owned_bytes() // 8):
-            coarsen(volume, housekeeping)
-        cheap = coverage.size_bytes() < log.segment_blocks * BLOCK_BYTES // 4
-        if cheap or len(log.segments) > log.segment_limit // 2 or not log.has_room(0):
-            names_to_renew(volume, housekeeping)
-        return housekeeping
 
     async def _flush_nodes(self) -> None:
         """A superblock must not be durable before the tree that it points to."""
@@ -423,6 +416,10 @@ class Store:
         """Hold a caller up while there are too many uncommitted changes or too much waits in memory."""
         volume, options = self.volume, self.options
         pending = volume.pending
+        if volume.log is None:
+            return
+        if not volume.log.has_room(pending.value_bytes):
+            await self.commit()
         if len(pending.items) > options.pending_items or pending.value_bytes > self._pending_bytes:
             await self.commit()
         overlay = volume.overlay

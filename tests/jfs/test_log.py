@@ -1,0 +1,177 @@
+"""The log: records and batches come back, the chain holds, segments are entered, grown and recycled."""
+
+import random
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+
+from jfs.batch import (
+    FILE_RECORD,
+    JUMP_BATCH,
+    REGION_RECORD,
+    RETIRED_FILES,
+    RETIRED_REGIONS,
+    LogRecord,
+    decode_batch,
+    decode_records,
+    encode_batch,
+    encode_file,
+    encode_item,
+    encode_numbers,
+    encode_region,
+)
+from jfs.errors import CorruptionError, DeviceError
+from jfs.layout import LogPlace, make_key
+from jfs.log import LogFull, LogReader, LogWriter, Segment
+from tests.devices import MemoryDevice
+
+VOLUME = UUID("10600000-0000-4000-8000-000000000001")
+SEGMENT_BLOCKS = 16
+
+
+def writer(
+    device: MemoryDevice, spares: list[int], limit: int = 8, grow: Callable[[], int | None] = lambda: None
+) -> LogWriter:
+    tail = LogPlace(1, 16, 0)
+    return LogWriter(
+        device,
+        VOLUME,
+        segment_blocks=SEGMENT_BLOCKS,
+        segment_limit=limit,
+        segments=[Segment(16, 0, tail)],
+        spares=spares,
+        place=tail,
+        incarnation=7,
+        grow=grow,
+    )
+
+
+def reader(device: MemoryDevice, tail: LogPlace | None = None) -> LogReader:
+    return LogReader(device, VOLUME, tail or LogPlace(1, 16, 0), SEGMENT_BLOCKS)
+
+
+def test_records_come_back() -> None:
+    items: list[tuple[bytes, bytes | None]] = [
+        (make_key(20, 1, index), None if index % 3 == 0 else bytes([index % 256]) * (index * 7 % 4000))
+        for index in range(400)
+    ]
+    record = LogRecord(
+        FILE_RECORD, 20, whole=False, restated=True, ranges=(1, 5, 1 << 31),
+        allocations=[(index * 10, 3) for index in range(1200)], frees=[(1 << 40, 9)],
+    )  # fmt: skip
+    chunks = encode_file(record, [encode_item(key, value) for key, value in items])
+    chunks += encode_region(77, [(5, 6), (8, 9)], restated=True)
+    chunks += encode_numbers(RETIRED_FILES, [3, 1 << 60]) + encode_numbers(RETIRED_REGIONS, [77])
+    found = list(decode_records(b"".join(chunks), 1, with_items=True))
+    files = [one for one in found if one.kind == FILE_RECORD]
+    assert [item for one in files for item in one.items] == items
+    assert [run for one in files for run in one.allocations] == record.allocations
+    assert [run for one in files for run in one.frees] == record.frees
+    assert [one.ranges for one in files if one.ranges] == [(1, 5, 1 << 31)]
+    assert [one.restated for one in files].count(True) == 1
+    region = next(one for one in found if one.kind == REGION_RECORD)
+    assert (region.ino, region.allocations, region.restated) == (77, [(5, 6), (8, 9)], True)
+    assert [tuple(one.numbers) for one in found if one.numbers] == [(3, 1 << 60), (77,)]
+    bare = [item for one in decode_records(b"".join(chunks), 1, with_items=False) for item in one.items]
+    assert bare == []
+
+
+def test_a_body_that_does_not_hold_together_is_refused() -> None:
+    body = b"".join(encode_file(LogRecord(FILE_RECORD, 20), [encode_item(make_key(20, 1), b"value")]))
+    rng = random.Random(3)
+    refused = 0
+    for _ in range(500):
+        broken = bytearray(body[: rng.randint(1, len(body))])
+        broken[rng.randrange(len(broken))] = rng.randrange(256)
+        try:
+            list(decode_records(bytes(broken), 9, with_items=True))
+        except CorruptionError:
+            refused += 1
+    assert refused > 300
+
+
+def test_every_flipped_bit_ends_the_log() -> None:
+    blocks, checksum = encode_batch(VOLUME, 1, 5, 6, 4, 1, False, b"body" * 50)
+    batch = decode_batch(memoryview(blocks), VOLUME, 9)
+    assert batch is not None
+    assert (batch.lsn, batch.chain, batch.checksum, batch.body) == (5, 6, checksum, b"body" * 50)
+    for at in range(64 + 200):
+        broken = bytearray(blocks)
+        broken[at] ^= 1
+        assert decode_batch(memoryview(broken), VOLUME, 9) is None
+    assert decode_batch(memoryview(blocks), UUID(int=5), 9) is None
+    assert decode_batch(memoryview(blocks)[:100], VOLUME, 9) is None
+
+
+def test_batches_follow_each_other_through_segments() -> None:
+    device = MemoryDevice(1 << 20)
+    log = writer(device, [64, 32])
+    bodies = [bytes([index]) * 9000 for index in range(12)]
+    for body in bodies:
+        log.append([body])
+    found = reader(device)
+    batches = list(found)
+    assert [batch.body for batch in batches if batch.kind != JUMP_BATCH] == bodies
+    assert [segment.start for segment in found.segments] == [16, 64, 32]
+    assert found.place == log.place
+    assert [batch.lsn for batch in batches] == list(range(1, len(batches) + 1))
+    middle = found.segments[1]
+    assert [batch.lsn for batch in reader(device, middle.place)] == list(
+        range(middle.place.lsn, log.place.lsn)
+    )
+
+
+def test_a_change_longer_than_a_batch_is_cut_and_marked() -> None:
+    device = MemoryDevice(1 << 20)
+    log = writer(device, [32, 48, 64])
+    chunks = [bytes([index]) * 5000 for index in range(25)]
+    log.append(chunks)
+    batches = [batch for batch in reader(device) if batch.kind != JUMP_BATCH]
+    assert b"".join(batch.body for batch in batches) == b"".join(chunks)
+    assert [batch.more for batch in batches] == [True] * (len(batches) - 1) + [False]
+
+
+def test_a_full_log_is_left_as_it_was() -> None:
+    device = MemoryDevice(1 << 20)
+    log = writer(device, [32])
+    log.append([b"first"])
+    before = (log.place, [segment.start for segment in log.segments], list(log.spares))
+    with pytest.raises(LogFull):
+        log.append([bytes(30_000)] * 6)
+    assert (log.place, [segment.start for segment in log.segments], log.spares) == before
+    log.append([b"second"])
+    assert [batch.body for batch in reader(device)] == [b"first", b"second"]
+
+
+def test_a_failed_write_is_left_out() -> None:
+    device = MemoryDevice(1 << 20)
+    log = writer(device, [32, 48])
+    log.append([b"first"])
+    for _ in range(8):
+        log.append([bytes(5000)])
+        device.failing_writes = 1
+        with pytest.raises(DeviceError):
+            log.append([bytes(30_000), bytes(30_000)])
+    log.append([b"last"])
+    assert [batch.body for batch in reader(device)][-1] == b"last"
+
+
+def test_the_log_grows_and_is_recycled() -> None:
+    device = MemoryDevice(4 << 20)
+    fresh = iter(range(100, 900, SEGMENT_BLOCKS))
+    log = writer(device, [], limit=6, grow=lambda: next(fresh))
+    assert log.has_room(100_000)
+    assert not log.has_room(1_000_000)
+    assert len(log.owned()) == 6
+    for _ in range(27):
+        log.append([bytes(12_000)])
+    ordinal = log.ordinal
+    assert ordinal == 5
+    dead = log.recycle(ordinal)
+    assert len(dead) == 5
+    assert log.spares == dead
+    tail = log.segments[0].place
+    for _ in range(20):
+        log.append([bytes(12_000)])
+    assert list(reader(device, tail))[-1].lsn == log.place.lsn - 1

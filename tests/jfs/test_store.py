@@ -1,0 +1,513 @@
+"""The store: items in three layers, shared commits, errors of the device, a full volume, a full log."""
+
+import random
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from jfs.coverage import CoveragePolicy
+from jfs.errors import CorruptionError, DeviceError, FileSystemError, NoSpace
+from jfs.layout import BLOCK_BYTES, EXTENT, INODE, encode_extent, key_range, make_key
+from jfs.mkfs import make_file_system, segment_bytes_for
+from jfs.replay import load_volume
+from jfs.store import Store, StoreOptions
+from tests.devices import MemoryDevice
+from tests.jfs.crash_model import check_ownership
+
+VOLUME = UUID("570e0000-0000-4000-8000-000000000001")
+EVERYTHING = (make_key(16, 0), b"\xff" * 17)
+QUICK = StoreOptions(linger_seconds=0)
+
+
+async def make_store(size_bytes: int = 64 << 20, options: StoreOptions = QUICK, **how: int) -> Store:
+    device = MemoryDevice(size_bytes)
+    await make_file_system(
+        device,
+        volume_uuid=VOLUME,
+        epoch=3,
+        label="test",
+        segment_bytes=how.get("segment_bytes"),
+        log_limit_bytes=how.get("log_limit_bytes"),
+    )
+    return await Store.open(device, options=options)
+
+
+def memory(store: Store) -> MemoryDevice:
+    assert isinstance(store.device, MemoryDevice)
+    return store.device
+
+
+async def reopened(store: Store) -> Store:
+    """As after a kill of the process: what was not committed is gone."""
+    copy = MemoryDevice(store.device.size_bytes, dict(memory(store).blocks))
+    return await Store.open(copy, options=store.options)
+
+
+def is_frozen(store: Store) -> bool:
+    """Is a checkpoint under way?"""
+    return store.volume.frozen is not None
+
+
+def check_blocks(store: Store) -> None:
+    """The free map of a store without pending changes says just what is owned."""
+    volume = store.volume
+    owned = [(0, 2), (volume.superblock.total_blocks - 1, 1)]
+    owned += [(start, volume.superblock.segment_blocks) for start in volume.writer().owned()]
+    owned += [(address, 4) for address, _, _ in volume.tree.nodes()]
+    for key, value in store.scan(*EVERYTHING):
+        if key[8] == EXTENT:
+            owned.append((int.from_bytes(value[:8], "little"), int.from_bytes(value[8:12], "little")))
+    check_ownership(owned, list(volume.free_map.used_runs()))
+
+
+@pytest.mark.parametrize("story", range(6))
+async def test_items_against_a_dictionary(seed: int, story: int) -> None:
+    rng = random.Random(seed * 10 + story)
+    store = await make_store()
+    items: dict[bytes, bytes] = {}
+    inodes = rng.choice((3, 300))
+    for _ in range(1500):
+        key = make_key(16 + rng.randrange(inodes), rng.choice((INODE, EXTENT + 1)), rng.randrange(1, 30))
+        roll = rng.random()
+        if roll < 0.5:
+            items[key] = rng.randbytes(rng.randrange(300))
+            store.put(key, items[key])
+        elif roll < 0.8:
+            store.delete(key)
+            items.pop(key, None)
+        elif roll < 0.97:
+            assert store.get(key) == items.get(key)
+            below = [other for other in items if other <= key and other[:9] == key[:9]]
+            assert store.floor(key) == (None if not below else (max(below), items[max(below)]))
+            first, last = key_range(key[7], rng.choice((INODE, EXTENT + 1)))
+            assert list(store.scan(first, last)) == sorted(
+                item for item in items.items() if first <= item[0] <= last
+            )
+        elif roll < 0.98:
+            assert list(store.scan(*EVERYTHING)) == sorted(items.items())
+        elif roll < 0.99:
+            await store.checkpoint()
+        else:
+            await store.commit()
+            store = await reopened(store)
+        assert store.statistics().inodes == sum(key[8] == INODE for key in items)
+    await store.close()
+    check_blocks(store)
+
+
+async def test_items_are_right_while_a_checkpoint_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jfs.checkpoint.SLICE_SECONDS", -1.0)
+    rng = random.Random(5)
+    store = await make_store()
+    items = {make_key(ino, 3, 1): b"%200d" % ino for ino in range(16, 3016)}
+    for key, value in items.items():
+        store.put(key, value)
+    await store.checkpoint()
+    for key in items:
+        store.put(key, items[key])
+    looked = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.checkpoint)
+        while not is_frozen(store):
+            await trio.lowlevel.checkpoint()
+        while is_frozen(store):
+            key = make_key(rng.randrange(16, 3100), 3, 1)
+            if rng.random() < 0.5:
+                items[key] = b"new"
+                store.put(key, b"new")
+            else:
+                items.pop(key, None)
+                store.delete(key)
+            looked += 1
+            assert list(store.scan(*EVERYTHING)) == sorted(items.items())
+            await trio.lowlevel.checkpoint()
+    assert looked > 20
+    await store.checkpoint()
+    await store.commit()
+    assert list(store.scan(*EVERYTHING)) == sorted(items.items())
+    check_blocks(store)
+
+
+async def test_changing_while_scanning_neither_hangs_nor_skips() -> None:
+    store = await make_store()
+    for ino in range(16, 2016):
+        store.put(make_key(ino, 3), b"x")
+    seen = []
+    for key, _ in store.scan(*EVERYTHING):
+        seen.append(key)
+        store.delete(key)
+        store.put(make_key(1 << 40, 3, len(seen)), b"behind")
+        if len(seen) == 1000:
+            await store.checkpoint()
+        if len(seen) > 3000:
+            break
+    assert seen[:2000] == [make_key(ino, 3) for ino in range(16, 2016)]
+
+
+async def test_concurrent_commits_share_their_flushes() -> None:
+    store = await make_store()
+
+    async def put_and_commit(ino: int) -> None:
+        store.put(make_key(ino, INODE), b"x")
+        await store.commit()
+
+    before = memory(store).flushes
+    async with trio.open_nursery() as nursery:
+        for ino in range(16, 116):
+            nursery.start_soon(put_and_commit, ino)
+    assert memory(store).flushes - before <= 2
+    again = await reopened(store)
+    assert len(list(again.scan(*EVERYTHING))) == 100
+
+
+async def test_what_a_commit_flushes() -> None:
+    store = await make_store()
+    device = memory(store)
+    flushes, issued = device.flushes, device.issued_sequence
+    await store.commit()
+    assert (device.flushes, device.issued_sequence) == (flushes, issued)
+    store.put(make_key(20, INODE), b"x")
+    await store.commit()
+    assert (device.flushes, device.issued_sequence) == (flushes + 1, issued + 1)
+    start = store.allocate(20, 1)[0][0]
+    store.write_data(20, 0, start, bytes(BLOCK_BYTES), new=True)
+    store.put(make_key(20, EXTENT), encode_extent(start, 1))
+    await store.commit()
+    assert (device.flushes, device.issued_sequence) == (flushes + 3, issued + 3)
+    store.write_data(20, 0, start, bytes(BLOCK_BYTES), new=False)
+    await store.commit()
+    assert (device.flushes, device.issued_sequence) == (flushes + 4, issued + 4)
+
+
+async def test_hooks_run_when_the_batch_is_taken() -> None:
+    store = await make_store()
+    store.before_commit.append(lambda: store.put(make_key(20, INODE), b"by the hook"))
+    await store.commit()
+    assert (await reopened(store)).get(make_key(20, INODE)) == b"by the hook"
+
+
+async def test_a_cancelled_commit_does_not_strand_the_others() -> None:
+    store = await make_store()
+    store.put(make_key(20, INODE), b"x")
+    await store._round_lock.acquire()
+    done = []
+
+    async def follower() -> None:
+        await store.commit()
+        done.append(True)
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            nursery.start_soon(follower)
+            scope.cancel()
+            await store.commit()
+        nursery.start_soon(follower)
+        await trio.testing.wait_all_tasks_blocked()
+        store._round_lock.release()
+    assert done == [True, True]
+
+
+@pytest.mark.parametrize("story", range(40))
+async def test_errors_of_the_device_lose_nothing(seed: int, story: int) -> None:
+    rng = random.Random(seed * 1000 + story)
+    store = await make_store(8 << 20, replace(QUICK, checkpoint_bytes=1 << 16))
+    device = memory(store)
+    items: dict[bytes, bytes] = {}
+    failures = 0
+    for _ in range(150):
+        key = make_key(rng.randrange(16, 60), EXTENT, rng.randrange(4))
+        old = items.get(key)
+        try:
+            start, count = store.allocate(16, 2, 0)[0]
+            if count == 2:
+                store.write_data(16, 0, start, bytes(2 * BLOCK_BYTES), new=True)
+        except DeviceError:
+            store.free(16, start, count)
+        else:
+            if old is not None:
+                store.free(16, int.from_bytes(old[:8], "little"), 2)
+            items[key] = encode_extent(start, count)
+            store.put(key, items[key])
+        if rng.random() < 0.2:
+            device.failing_writes = rng.randrange(3)
+            device.failing_flushes = rng.randrange(3)
+            try:
+                await rng.choice((store.commit, store.checkpoint))()
+            except DeviceError:
+                failures += 1
+        assert dict(store.scan(*EVERYTHING)) == items
+    device.failing_writes = device.failing_flushes = 0
+    assert failures > 5
+    await store.commit()
+    for survivor in (store, await reopened(store)):
+        await survivor.checkpoint()
+        await survivor.commit()
+        assert dict(survivor.scan(*EVERYTHING)) == items
+        check_blocks(survivor)
+
+
+async def test_a_full_volume_can_still_be_emptied() -> None:
+    store = await make_store(16 << 20)
+    rng = random.Random(3)
+    extents: list[tuple[int, int, int]] = []
+    for ino in range(20, 1 << 30):
+        if store.statistics().available_blocks < 3:
+            break
+        for start, count in store.allocate(ino, rng.choice((1, 1, 2, 3))):
+            store.write_data(ino, 0, start, bytes(count * BLOCK_BYTES), new=True)
+            store.put(make_key(ino, EXTENT, start), encode_extent(start, count))
+            extents.append((ino, start, count))
+        if ino % 200 == 0:
+            await store.commit()
+    with pytest.raises(NoSpace):
+        store.allocate(20, 3)
+    await store.commit()
+    assert store.statistics().available_blocks < 3
+    rng.shuffle(extents)
+    for index, (ino, start, count) in enumerate(extents):
+        store.delete(make_key(ino, EXTENT, start))
+        store.free(ino, start, count)
+        if index % 50 == 0:
+            await rng.choice((store.commit, store.checkpoint))()
+    await store.close()
+    check_blocks(store)
+    assert store.statistics().available_blocks > 3000
+    assert store.allocate(20, 2500)
+
+
+async def test_no_space_takes_nothing_and_a_commit_brings_freed_blocks_back() -> None:
+    store = await make_store(16 << 20)
+    left = store.statistics().available_blocks
+    runs = store.allocate(20, left)
+    await store.commit()
+    for start, count in runs:
+        store.free(20, start, count)
+    with pytest.raises(NoSpace):
+        store.allocate(20, 1)
+    assert store.pinned_blocks == store.statistics().available_blocks == left
+    await store.commit()
+    assert sum(count for _, count in store.allocate(20, left)) == left
+
+
+async def test_freeing_twice_is_refused() -> None:
+    store = await make_store()
+    start, count = store.allocate(20, 4)[0]
+    await store.commit()
+    store.free(20, start, count)
+    await store.commit()
+    with pytest.raises(CorruptionError):
+        store.free(20, start, count)
+
+
+def write_files(store: Store, rng: random.Random, files: int, first: int = 20) -> dict[int, int]:
+    """Files of one block each: inode -> block."""
+    blocks = {}
+    for ino in range(first, first + files):
+        blocks[ino] = store.allocate(ino, 1)[0][0]
+        store.write_data(ino, 0, blocks[ino], rng.randbytes(BLOCK_BYTES), new=True)
+        store.put(make_key(ino, EXTENT), encode_extent(blocks[ino], 1))
+        store.put(make_key(ino, INODE), b"inode")
+    return blocks
+
+
+async def test_a_far_site_that_is_away_never_stops_the_writer() -> None:
+    """I4: with a small log, names are said again, then coarsened; and the log stays within its limit."""
+    options = replace(QUICK, coverage_policy=CoveragePolicy(file_limit=200))
+    store = await make_store(64 << 20, options, log_limit_bytes=512 << 10, segment_bytes=64 << 10)
+    device = memory(store)
+    device.far_lag = 1 << 40
+    rng = random.Random(1)
+    blocks = write_files(store, rng, 2000)
+    for turn in range(3000):
+        ino = rng.choice(list(blocks)) if turn % 10 == 0 else rng.randrange(20, 60)
+        store.write_data(ino, 0, blocks[ino], rng.randbytes(BLOCK_BYTES), new=False)
+        store.put(make_key(ino, INODE), b"inode %d" % turn)
+        if turn % 3 == 0:
+            await store.commit()
+        assert store.volume.coverage.covers(ino, 0, 1)
+    assert store.log_status().bytes <= store.log_status().capacity_bytes == 512 << 10
+    assert store.log_status().files < 2000
+    again, _ = load_volume(device)
+    named = {
+        block
+        for region in again.coverage.regions.values()
+        for run in region.runs
+        for block in range(run[0], sum(run))
+    }
+    named |= {
+        blocks[ino]
+        for ino, covered in again.coverage.files.items()
+        if ino in blocks and covered.ranges != set()
+    }
+    assert named >= set(blocks.values())
+    device.far_lag = 0
+    for _ in range(3):
+        await store.checkpoint()
+    assert store.log_status().files == 0
+
+
+async def test_on_log_full_wait_waits_for_the_far_site(autojump_clock: MockClock) -> None:
+    options = replace(QUICK, on_log_full="wait")
+    store = await make_store(64 << 20, options, log_limit_bytes=256 << 10, segment_bytes=64 << 10)
+    memory(store).far_lag = 1 << 40
+    device = memory(store)
+    files: list[int] = []
+
+    async def write() -> None:
+        for first in range(20, 14_000, 50):
+            write_files(store, random.Random(1), 50, first)
+            await store.throttle()
+            await store.commit()
+            files.append(first)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        await trio.sleep(3600)
+        stopped_at = len(files)
+        assert 10 < stopped_at < 279
+        assert all(store.volume.coverage.covers(ino, 0, 1) for ino in range(20, files[-1]))
+        device.far_lag = 0
+    assert len(files) == 280
+
+
+async def test_the_log_grows_and_shrinks() -> None:
+    store = await make_store(256 << 20, segment_bytes=64 << 10, log_limit_bytes=4 << 20)
+    for turn in range(1500):
+        store.put(make_key(20 + turn, 3), bytes(1000))
+        await store.commit()
+    assert len(store.volume.writer().owned()) > 20
+    again = await reopened(store)
+    assert len(list(again.scan(*EVERYTHING))) == 1500
+    check_blocks(again)
+    for _ in range(8):
+        store.put(make_key(20, 3), b"x")
+        await store.checkpoint()
+    await store.commit()
+    assert len(store.volume.writer().owned()) <= 6
+    check_blocks(await reopened(store))
+
+
+async def test_the_background_task_commits_checkpoints_and_retires(autojump_clock: MockClock) -> None:
+    store = await make_store(options=StoreOptions(linger_seconds=0, commit_seconds=5))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.run)
+        write_files(store, random.Random(1), 10)
+        await trio.sleep(4)
+        assert (await reopened(store)).get(make_key(20, INODE)) is None
+        await trio.sleep(4)
+        assert (await reopened(store)).get(make_key(20, INODE)) == b"inode"
+        await trio.sleep(20)
+        assert store.log_status().files == 0
+        assert not store.volume.coverage.regions
+        quiet = store.device.issued_sequence
+        await trio.sleep(600)
+        assert store.device.issued_sequence == quiet
+        await store.close()
+
+
+async def test_the_background_task_survives_errors_of_the_device(autojump_clock: MockClock) -> None:
+    store = await make_store()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.run)
+        await trio.sleep(1)
+        memory(store).failing_flushes = 3
+        store.put(make_key(20, INODE), b"x")
+        await trio.sleep(60)
+        assert (await reopened(store)).get(make_key(20, INODE)) == b"x"
+        await store.close()
+
+
+async def test_closed_cleanly_is_marked() -> None:
+    store = await make_store()
+    marks = [store.superblock.clean]
+    store.put(make_key(20, INODE), b"x")
+    await store.checkpoint()
+    marks.append(store.superblock.clean)
+    await store.close()
+    assert marks == [True, False]
+    again = await reopened(store)
+    assert again.superblock.clean
+    generation = again.superblock.generation
+    await again.close()
+    assert again.superblock.generation == generation
+
+
+async def test_read_only_writes_nothing() -> None:
+    store = await make_store()
+    store.put(make_key(20, INODE), b"x")
+    await store.commit()
+    issued = store.device.issued_sequence
+    reader = await Store.open(store.device, read_only=True)
+    assert reader.get(make_key(20, INODE)) == b"x"
+    await reader.commit()
+    await reader.close()
+    with pytest.raises(FileSystemError):
+        reader.allocate(20, 1)
+    with pytest.raises(FileSystemError):
+        reader.write_data(20, 0, 500, bytes(BLOCK_BYTES), new=True)
+    with pytest.raises(FileSystemError):
+        await reader.checkpoint()
+    reader.put(make_key(20, INODE), b"y")
+    with pytest.raises(FileSystemError):
+        await reader.commit()
+    assert store.device.issued_sequence == issued
+
+
+async def test_a_higher_epoch_is_written_down() -> None:
+    store = await make_store()
+    again = await Store.open(store.device, options=replace(QUICK, epoch=9))
+    await again.close()
+    assert (await reopened(again)).superblock.epoch == 9
+    lower = await Store.open(store.device, options=replace(QUICK, epoch=2))
+    await lower.close()
+    assert lower.superblock.epoch == 9
+
+
+async def test_too_much_is_held_up_by_throttle() -> None:
+    options = replace(QUICK, pending_items=100, overlay_items=1000)
+    store = await make_store(options=options)
+    for ino in range(20, 5020):
+        store.put(make_key(ino, 3), b"x")
+        await store.throttle()
+    assert len(store.volume.pending.items) <= 101
+    assert len(store.volume.overlay) <= 2001
+
+
+async def test_a_value_too_long_is_refused() -> None:
+    store = await make_store()
+    with pytest.raises(ValueError, match="longer than"):
+        store.put(make_key(20, 4), bytes(4001))
+
+
+async def test_inode_numbers_are_not_used_again() -> None:
+    store = await make_store()
+    first = store.allocate_ino()
+    store.put(make_key(first, INODE), b"x")
+    store.delete(make_key(first, INODE))
+    await store.commit()
+    again = await reopened(store)
+    second = again.allocate_ino()
+    again.put(make_key(second, INODE), b"x")
+    await again.checkpoint()
+    third = await reopened(again)
+    assert third.allocate_ino() == second + 1
+
+
+def test_segments_fit_the_volume() -> None:
+    sizes = [1 << 20, 64 << 20, 256 << 20, 1 << 30, 64 << 30, 1 << 38, 16 << 40]
+    found = [segment_bytes_for(size) >> 10 for size in sizes]
+    assert found == [64, 64, 256, 1024, 1024, 4096, 4096]
+
+
+async def test_a_volume_too_small_is_refused() -> None:
+    with pytest.raises(FileSystemError, match="at least"):
+        await make_file_system(MemoryDevice(1 << 20), volume_uuid=VOLUME, epoch=1, label="")
+
+
+async def test_a_huge_volume_costs_a_handful_of_blocks() -> None:
+    store = await make_store(16 << 40)
+    assert len(memory(store).blocks) < 16
+    assert store.allocate(20, 5)[0][1] == 5
