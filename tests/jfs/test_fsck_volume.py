@@ -26,6 +26,7 @@ from tests.jfs.fsck_world import (
     flip,
     read_all,
     set_inode,
+    set_items,
     set_superblock,
     use,
 )
@@ -366,6 +367,42 @@ def _telling(rng: random.Random, node: Leaf | Branch) -> int:
     if isinstance(node, Branch) or rng.random() < 0.5:
         return NODE.size + rng.randrange(19 * count)
     return NODE.size + 19 * count + rng.randrange(2000)
+
+
+async def test_random_items(seed: int) -> None:
+    """Items that are changed, moved and removed at random: repair settles all of it."""
+    world = await world_of("small")
+    rng = random.Random(seed)
+    items = list(load_volume(world.device)[0].scan(make_key(ROOT, 0), b"\xff" * 17))
+    for _ in range(60):
+        damaged = World(MemoryDevice(world.device.size_bytes, dict(world.device.blocks)), {}, {})
+        await set_items(damaged, *[_change(rng, items) for _ in range(rng.choice((1, 3, 30)))])
+        check(damaged.device)
+        await assert_repair_ends(damaged.device)
+        assert check(damaged.device) == []
+        await read_all(damaged.device)
+        await use(damaged.device)
+        assert check(damaged.device) == []
+
+
+def _change(rng: random.Random, items: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes | None]:
+    """An item that is gone, has another's value, is somewhere else, or has a wrong byte or length."""
+    key, value = rng.choice(items)
+    other, another = rng.choice([item for item in items if item[0][8] == key[8]])
+    match rng.randrange(6):
+        case 0:
+            return key, None
+        case 1:
+            return key, another
+        case 2:
+            return other[:8] + key[8:], value
+        case 3:
+            return key[:16] + rng.randbytes(1), value
+        case 4:
+            return key, value[: rng.randrange(len(value) + 1)]
+    broken = bytearray(value or b"?")
+    broken[rng.randrange(len(broken))] = rng.randrange(256)
+    return key, bytes(broken)
 
 
 # -- findings -------------------------------------------------------------------------------------
