@@ -111,7 +111,8 @@ def test_status_has_the_published_fields(stage: Stage) -> None:
 
 def test_take_over_and_return(stage: Stage) -> None:
     stage.mount("primary")
-    first, second = os.urandom(200_000), os.urandom(50_000)
+    # More than a held process takes in through the kernel's socket buffers.
+    first, second = os.urandom(24_000_000), os.urandom(50_000)
     stage.hold("async")
     write_durably(stage.mountpoint / "first", first)
     stage.kill("mount", "primary")
@@ -127,7 +128,8 @@ def test_take_over_and_return(stage: Stage) -> None:
     names = ("writer", "epoch", "files_listed", "bytes_listed", "bytes_copied", "lost", "seconds")
     require(result, *names)
     assert (result["writer"], result["epoch"], result["lost"]) == ("sync", 2, 0)
-    assert result["bytes_copied"] >= len(first)
+    assert 0 < result["bytes_copied"] <= len(first) + 4_000_000
+    assert result["bytes_listed"] > 0
     again = stage.answer("failover", "--to", "sync", "--yes")
     assert (again["writer"], again["epoch"]) == ("sync", 2)
     stage.mount("sync")
@@ -152,16 +154,12 @@ def test_verify_says_same_and_different(stage: Stage) -> None:
     data = os.urandom(100_000)
     write_durably(stage.mountpoint / "file", data)
     assert stage.answer("verify")["same"] is True
-    stage.unmount()
-    stage.end("async")
     area = stage.directory / "async" / "area"
     with area.open("r+b") as file:
         content = file.read()
         place = content.index(data[4096:8192])
         file.seek(place)
-        file.write(b"not what was written")
-    stage.start_site("async")
-    stage.mount("primary")
+        file.write(b"a disk that lies")
     told = stage.answer("verify", "--between", "primary,async", codes=(1,))
     assert told["same"] is False
     assert stage.answer("verify", "--between", "primary,sync")["same"] is True

@@ -241,6 +241,11 @@ class Story:
         self.step(f"two sites are compared block by block, at work: trisite verify --between {sites}")
         self.stage.trisite("verify", "--between", sites)
 
+    def check_file_system(self, site: str) -> None:
+        """The file system as it is stored at a site must be sound."""
+        self.step(f"its structure is checked as it is stored at the {site} site: trisite fsck --at {site} -n")
+        self.stage.trisite("fsck", "--at", site, "-n")
+
     def stop_application(self) -> None:
         """Let the application finish what it is at, and end it."""
         if self.stage.end("application") != 0:
@@ -287,6 +292,7 @@ class Story:
         self.step("it must be exactly what was there at an earlier moment, no older than what had arrived")
         self.look("at async", behind=arrived)
         self.stage.unmount()
+        self.check_file_system("async")
 
     def what_has_arrived(self) -> dict[str, int]:
         """Work that is certainly at the far site: what was acknowledged before a point it has passed."""
