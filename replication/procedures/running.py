@@ -80,7 +80,7 @@ class Progress:
             seconds=seconds,
             detail=self._detail,
         )
-        if status != "progress":
+        if status not in {"progress", "started"}:
             self.events.append(event)
         self._report(event)
 

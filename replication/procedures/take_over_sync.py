@@ -5,7 +5,16 @@ from typing import Final, Literal
 import trio
 
 from replication.config import Config
-from replication.control import Adopt, CopyReport, GetStatus, Promote, PromoteReply, SiteReport
+from replication.control import (
+    Adopt,
+    CopyReport,
+    GetListing,
+    GetStatus,
+    ListingReply,
+    Promote,
+    PromoteReply,
+    SiteReport,
+)
 from replication.procedures.plan import Plan, Survey
 from replication.procedures.results import FailoverResult
 from replication.procedures.running import POLL_SECONDS, Progress, demand, request_if_there
@@ -21,7 +30,9 @@ async def take_over_at_sync(config: Config, plan: Plan, survey: Survey, progress
     await tell_others(config, promoted.roles, survey, progress)
     with progress.step("recovery copy"):
         recovery, report = await wait_level(config, survey, progress)
-    return result_of(promoted, report, recovery, progress)
+    listing = await request_if_there(config, "sync", GetListing(limit=0))
+    named = None if isinstance(listing, str) else listing
+    return result_of(promoted, report, recovery, progress, named)
 
 
 async def promote_sync(config: Config, plan: Plan, progress: Progress) -> PromoteReply:
@@ -81,9 +92,16 @@ async def _answers(config: Config) -> bool:
 
 
 def result_of(
-    promoted: PromoteReply, report: SiteReport, recovery: Literal["done", "pending"], progress: Progress
+    promoted: PromoteReply,
+    report: SiteReport,
+    recovery: Literal["done", "pending"],
+    progress: Progress,
+    named: ListingReply | None = None,
 ) -> FailoverResult:
-    """The result; the numbers of the recovery copy are those the site kept when it finished."""
+    """The result; the numbers of the recovery copy are those the site kept when it finished.
+
+    Where no copy was needed, or none was made yet, what the log names is told instead (`named`).
+    """
     copy, kept = report.copy, report.take_over
     same = kept is not None and kept.epoch == promoted.roles.epoch
     copied = kept.copied_bytes if same and kept is not None else None
@@ -93,6 +111,8 @@ def result_of(
         copied = copy.bytes_copied if copied is None else copied
         files = copy.files_listed if files is None else files
         listed = copy.bytes_listed if listed is None else listed
+    if named is not None and not files:
+        files, listed = named.files_listed, named.bytes
     return FailoverResult(
         writer=promoted.roles.writer,
         epoch=promoted.roles.epoch,
