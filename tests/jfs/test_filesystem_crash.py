@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from jfs.filesystem import FileSystem
+from jfs.fsck import check
 from jfs.mkfs import make_file_system
 from jfs.store import Store, StoreOptions
 from tests.conftest import run_seed
@@ -148,6 +149,7 @@ def wrong_sectors(versions: list[Version], durable: int, then: int, ino: int, fo
 
 
 async def check_cut(device: MemoryDevice, versions: list[Version], durable: int, newest: int) -> None:
+    assert check(device) == []
     fs = FileSystem(await Store.open(device))
     found = {entry.name: entry.ino for entry in fs.readdir(ROOT) if entry.name not in (b".", b"..")}
     sizes = {name: (ino, fs.node(ino).size_bytes) for name, ino in found.items()}

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from jfs.errors import FileSystemError
 from jfs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE, FileSystem, FileSystemOptions
+from jfs.fsck import check
 from jfs.layout import ORPHAN, ORPHAN_INO, key_range
 from jfs.mkfs import make_file_system
 from jfs.store import Store
@@ -170,6 +171,7 @@ def outcome(call: Callable[[], object]) -> tuple[int | None, object]:
         return refusal.args[0], None
 
 
+TARGETS = st.binary(min_size=1, max_size=4095).map(lambda target: target.replace(b"\0", b"/"))
 NAMES = st.sampled_from([b"a", b"b", b"c", b"d" * 255])
 PICK = st.integers(0, 30)
 KINDS = st.sampled_from([S_IFREG, S_IFREG, S_IFDIR, S_IFDIR, S_IFLNK])
@@ -215,7 +217,7 @@ class Comparison(RuleBasedStateMachine):
         self.forget_gone()
         return got is None
 
-    @rule(place=PICK, name=NAMES, kind=KINDS, says=st.binary(min_size=1, max_size=4095))
+    @rule(place=PICK, name=NAMES, kind=KINDS, says=TARGETS)
     def make(self, place: int, name: bytes, kind: int, says: bytes) -> None:
         ino, parent = self.pick(place)
         target = says if kind == S_IFLNK else b""
@@ -345,6 +347,9 @@ class Comparison(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "things"):
             return
+        for written in (self.fs.commit, self.fs.store.checkpoint):
+            trio.run(written)
+            assert check(self.device) == []
         numbers = {thing: ino for ino, thing in self.things.items()}
         used = 0
         for ino, thing in self.things.items():
