@@ -109,7 +109,7 @@ class LinkCheck:
                 fault = self._directory_name(index, number, matches)
                 if fault is not None:
                     yield fault
-            elif name_of[index] == _NONE or (matches and not known[index]):
+            elif name_of[index] == _NONE:
                 name_of[index] = number
             if matches:
                 known[index] = 1

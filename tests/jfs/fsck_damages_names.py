@@ -147,6 +147,16 @@ async def forgotten_orphan(world: World) -> set[str]:
     return {"orphan-unlisted"}
 
 
+@damage
+async def deleted_directory_with_a_file(world: World) -> set[str]:
+    await set_name(world, "/dir/sub")
+    await set_inode(world, "/dir", size_bytes=2, nlink=2)
+    await set_inode(world, "/dir/sub", nlink=0)
+    await set_items(world, (make_key(ORPHAN_INO, ORPHAN, world.inos["/dir/sub"]), b""))
+    to_lost_and_found(world, "/dir/sub")
+    return {"orphan-stale", "inode-links", "inode-unreachable"}
+
+
 # -- attributes and links -----------------------------------------------------------
 
 

@@ -208,6 +208,8 @@ async def set_map(world: World, *runs: tuple[int, int], used: bool) -> None:
     change = store.volume.free_map.set_used if used else store.volume.free_map.set_free
     for start, count in runs:
         change(start, count)
+    store.volume.changed = True
+    store.volume.changed = True
     await store.close()
 
 

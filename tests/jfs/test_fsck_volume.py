@@ -15,7 +15,7 @@ from jfs.layout import BLOCK_BYTES, INODE, NODE_BLOCKS, NODE_BYTES, make_key
 from jfs.replay import load_volume, read_superblock
 from jfs.store import Store
 from jfs.tree import NODE, Branch, Leaf, encode_node
-from tests.devices import CrashDevice, MemoryDevice
+from tests.devices import CrashDevice, MemoryDevice, Written
 from tests.jfs.fsck_world import (
     MANY,
     ROOT,
@@ -27,6 +27,7 @@ from tests.jfs.fsck_world import (
     read_all,
     set_inode,
     set_items,
+    set_map,
     set_superblock,
     use,
 )
@@ -123,6 +124,70 @@ async def test_a_deleted_file_does_not_come_back_with_lost_nodes() -> None:
     flip(world.device, read_superblock(world.device).tree_root)
     await repair(world.device)
     await assert_whole(world)
+
+
+async def test_the_log_knows_better_than_lost_nodes() -> None:
+    world = await world_of("small")
+    store = await Store.open(world.device)
+    file_system = FileSystem(store)
+    for number in range(0, MANY, 2):
+        path = f"/many/{number:04}"
+        file_system.unlink(world.inos["/many"], path[6:].encode())
+        del world.content[path]
+    file_system.truncate(world.inos["/dir/file"], 5)
+    world.content["/dir/file"] = bytes(world.content["/dir/file"])[:5]
+    await file_system.commit()
+    flip(world.device, read_superblock(world.device).tree_root)
+    await repair(world.device)
+    await assert_whole(world)
+
+
+async def test_nodes_of_a_checkpoint_that_was_cut_short_do_not_count() -> None:
+    """The power goes just before the superblock is written, and then the root is damaged."""
+    world = await world_of("small")
+    device = CrashDevice(world.device.size_bytes, dict(world.device.blocks))
+    store = await Store.open(device)
+    file_system = FileSystem(store)
+    for path in ("/dir/file", "/other/file", f"/many/{MANY // 2:04}"):
+        file_system.setxattr(world.inos[path], b"user.new", bytes(1000))
+    await file_system.commit()
+    await store.checkpoint()
+    world.device = MemoryDevice(device.size_bytes, dict(device.first))
+    for event in device.history[: first_superblock(device)]:
+        if isinstance(event, Written) and event.data is not None:
+            world.device.write(event.offset, event.data)
+    assert check(world.device) == []
+    flip(world.device, read_superblock(world.device).tree_root)
+    await repair(world.device)
+    await assert_whole(world)
+
+
+def first_superblock(device: CrashDevice) -> int:
+    """The first event of the history that writes a superblock."""
+    return next(
+        index
+        for index, event in enumerate(device.history)
+        if isinstance(event, Written) and event.offset < 2 * BLOCK_BYTES
+    )
+
+
+async def test_repair_writes_over_nothing_that_was_marked_used() -> None:
+    """Not before its first checkpoint: what seems to be nobody's may be what a lost node led to."""
+    world = await world_of("small")
+    free = load_volume(world.device)[0].free_map
+    gaps = [(block, 1) for block in range(100, 6000) if not free.is_used(block)]
+    await set_map(world, *gaps, used=True)
+    flip(world.device, read_superblock(world.device).total_blocks - 1)
+    volume, end = load_volume(world.device)
+    device = CrashDevice(world.device.size_bytes, dict(world.device.blocks))
+    await repair(device)
+    for event in device.history[: first_superblock(device)]:
+        if isinstance(event, Written):
+            block = event.offset // BLOCK_BYTES
+            in_log = any(start <= block < start + volume.superblock.segment_blocks for start in end.owned)
+            in_place = in_log or block == volume.superblock.total_blocks - 1
+            assert in_place or not volume.free_map.is_used(block)
+    assert check(device) == []
 
 
 async def test_a_node_that_two_branches_lead_to() -> None:
