@@ -272,14 +272,23 @@ class FreeMap:
             self._cursor = position
         return join_runs(runs)
 
+    def allocate_segment(self, count: int, near: int) -> int | None:
+        """One run for a log segment; None if there is none that leaves the reserve to the tree."""
+        if self.free_blocks < self.reserve_blocks + 2 * count:
+            return None
+        return self._take_run(count, near, self.reserve_blocks)
+
     def allocate_contiguous(self, count: int, near: int = 0) -> int | None:
-        """One run for the log or the tree, in the reserve if need be; None if there is none."""
-        for low in (self.reserve_blocks, FIRST_BLOCK):
-            start = self._find(count, max(near, low), low, self._group_count + 1)
-            if start >= 0:
-                self._take_at(start, count, [])
-                return start
-        return None
+        """One run, in the reserve if need be; None if there is none."""
+        found = self._take_run(count, near, self.reserve_blocks)
+        return self._take_run(count, 0, FIRST_BLOCK) if found is None else found
+
+    def _take_run(self, count: int, near: int, low: int) -> int | None:
+        start = self._find(count, max(near, low), low, self._group_count + 1)
+        if start < 0:
+            return None
+        self._take_at(start, count, [])
+        return start
 
     def allocate_nodes(self, count: int) -> list[int]:
         """Addresses for tree nodes, ascending where possible. NoSpace leaves the map as it was."""

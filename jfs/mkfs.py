@@ -34,7 +34,7 @@ def segment_bytes_for(volume_bytes: int) -> int:
 
 def reserve_blocks_for(total_blocks: int) -> int:
     """Blocks kept from data, so that commits, checkpoints and deletions work on a full volume."""
-    return min(max(total_blocks // 64, 64), 16384)
+    return min(max(total_blocks // 32, 64), 16384)
 
 
 async def make_file_system(

@@ -154,5 +154,5 @@ def attach_log(volume: Volume, end: LogEnd) -> None:
         spares=[start for start in end.owned if start not in live],
         place=end.place,
         incarnation=secrets.randbits(64),
-        grow=lambda: volume.free_map.allocate_contiguous(segment_blocks, end.segments[-1].start),
+        grow=lambda: volume.free_map.allocate_segment(segment_blocks, end.segments[-1].start),
     )

@@ -22,7 +22,7 @@ from jfs.coverage import CoveragePolicy
 from jfs.device import BLOCK_BYTES, BlockDevice, Buffer
 from jfs.errors import DeviceError, FileSystemError, NoSpace
 from jfs.freemap import Run
-from jfs.layout import LOG_INO, VALUE_LIMIT_BYTES, Superblock
+from jfs.layout import LOG_INO, NODE_BLOCKS, VALUE_LIMIT_BYTES, Superblock
 from jfs.log import LogFull
 from jfs.mkfs import FIRST_SEGMENTS
 from jfs.replay import DEFAULT_CACHE_BYTES, attach_log, load_volume
@@ -187,6 +187,11 @@ class Store:
         runs = volume.free_map.allocate(count, near)
         volume.pending.allocations.setdefault(ino, []).extend(runs)
         return runs
+
+    def require_room(self) -> None:
+        """NoSpace if no item may be added: the rest of the volume is for changing and removing them."""
+        if self.volume.free_map.free_blocks <= self.volume.free_map.reserve_blocks:
+            raise NoSpace
 
     def free(self, ino: int, start: int, count: int) -> None:
         """Give blocks back; they can be allocated again when the batch that frees them is durable."""
@@ -410,8 +415,6 @@ class Store:
         for _ in range(min(surplus, len(log.spares) - FIRST_SEGMENTS)):
             self.free(LOG_INO, log.spares.pop(), log.segment_blocks)
 
-    # -- background --------------------------------------------------------
-
     async def throttle(self) -> None:
         """Hold a caller up while there are too many uncommitted changes or too much waits in memory."""
         volume, options = self.volume, self.options
@@ -423,7 +426,9 @@ class Store:
         if len(pending.items) > options.pending_items or pending.value_bytes > self._pending_bytes:
             await self.commit()
         overlay = volume.overlay
-        if len(overlay) > options.overlay_items or overlay.value_bytes > options.overlay_bytes:
+        if len(overlay) * 2 * NODE_BLOCKS > volume.free_map.free_blocks:
+            await self.checkpoint()  # while there surely is room for the nodes that it makes
+        elif len(overlay) > options.overlay_items or overlay.value_bytes > options.overlay_bytes:
             if len(overlay) < 2 * options.overlay_items and overlay.value_bytes < 2 * options.overlay_bytes:
                 self._wake.set()
             else:
@@ -480,8 +485,6 @@ class Store:
         if self.volume.log is not None:
             await self.commit()
             await self._checkpoint(clean=True)
-
-    # -- what an operator asks ---------------------------------------------
 
     def log_status(self) -> LogStatus:
         log = self.volume.log

@@ -113,7 +113,15 @@ def test_nodes_that_do_not_fit_leave_the_map_alone() -> None:
         free_map.allocate_nodes(4)
     assert free_map.free_blocks == free
     assert len(free_map.allocate_nodes(3)) == 3
-    assert free_map.allocate_contiguous(NODE_BLOCKS) is None
+
+
+def test_a_segment_leaves_the_reserve_alone() -> None:
+    free_map = make_map()
+    start = free_map.allocate_segment(256, 5000)
+    assert start == 5000
+    free_map.set_used(64, TOTAL - 64 - 700)
+    assert free_map.allocate_segment(256, 0) == TOTAL - 700
+    assert free_map.allocate_segment(256, 0) is None
 
 
 def test_pinned_blocks_are_not_given_out() -> None:

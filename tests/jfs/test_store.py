@@ -11,8 +11,9 @@ from trio.testing import MockClock
 from jfs.coverage import CoveragePolicy
 from jfs.errors import CorruptionError, DeviceError, FileSystemError, NoSpace
 from jfs.layout import BLOCK_BYTES, EXTENT, INODE, encode_extent, key_range, make_key
+from jfs.log import LogReader
 from jfs.mkfs import make_file_system, segment_bytes_for
-from jfs.replay import load_volume
+from jfs.replay import _Replayer, load_volume
 from jfs.store import Store, StoreOptions
 from tests.devices import MemoryDevice
 from tests.jfs.crash_model import check_ownership
@@ -290,6 +291,51 @@ async def test_no_space_takes_nothing_and_a_commit_brings_freed_blocks_back() ->
     assert store.pinned_blocks == store.statistics().available_blocks == left
     await store.commit()
     assert sum(count for _, count in store.allocate(20, left)) == left
+
+
+async def test_a_full_volume_takes_metadata_as_long_as_it_is_throttled() -> None:
+    store = await make_store(16 << 20)
+    while (left := store.statistics().available_blocks) > 20:
+        store.allocate(20, min(left - 20, 64))
+    rng = random.Random(1)
+    refused = 0
+    for turn in range(3000):
+        key = make_key(rng.randrange(16, 40), 4, rng.randrange(100))
+        try:
+            if store.get(key) is None:
+                store.require_room()
+        except NoSpace:
+            refused += 1
+        else:
+            store.put(key, rng.randbytes(200))
+        await store.throttle()
+        if turn % 10 == 0:
+            await store.commit()
+    await store.close()
+    assert store.volume.tree.height > 1
+    assert refused > 100
+
+
+async def test_replaying_twice_is_the_same_as_once() -> None:
+    store = await make_store()
+    blocks = write_files(store, random.Random(1), 300)
+    await store.checkpoint()
+    for ino in range(20, 200, 3):
+        store.free(ino, blocks[ino], 1)
+        store.delete(make_key(ino, EXTENT))
+        store.delete(make_key(ino, INODE))
+        await store.commit()
+    for ino in range(20, 200, 7):
+        store.put(make_key(ino, EXTENT, 9), encode_extent(*store.allocate(ino, 1, blocks[20])[0]))
+        await store.commit()
+    volume, end = load_volume(store.device)
+    once = list(volume.scan(*EVERYTHING)), list(volume.free_map.used_runs()), volume.inodes
+    free_blocks = volume.free_map.free_blocks
+    superblock = volume.superblock
+    again = LogReader(store.device, superblock.uuid, superblock.tail, superblock.segment_blocks)
+    assert _Replayer(volume, again).run() == end
+    assert (list(volume.scan(*EVERYTHING)), list(volume.free_map.used_runs()), volume.inodes) == once
+    assert volume.free_map.free_blocks == free_blocks
 
 
 async def test_freeing_twice_is_refused() -> None:
