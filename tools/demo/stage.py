@@ -68,7 +68,8 @@ class Stage:
             stdin=subprocess.DEVNULL,
         )
         if run.returncode not in codes:
-            last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+            said = run.stderr.strip() or run.stdout.strip() or "no message"
+            last = "; ".join(said.splitlines()[-2:])
             raise Failure(f"`trisite {' '.join(arguments)}` ended with {run.returncode}: {last}")
         return run.stdout
 
