@@ -1,8 +1,7 @@
 """Check and repair of a volume: `check` reads only, `repair` makes one atomic change of everything it can.
 
 Both work on the state that a mount would see: the tree of the last checkpoint, and the log replayed over it
-in
-memory. What they find is data; see `docs/fsck.md` for the codes.
+in memory. What they find is data; see `docs/fsck.md` for the codes.
 """
 
 from jfs.device import BlockDevice
@@ -18,8 +17,7 @@ def check(device: BlockDevice, progress: Progress | None = None) -> list[Finding
     """Everything that is wrong with the volume on a device, without writing; an empty list if nothing is.
 
     `progress` hears the fraction done (0 to 1) and what is being looked at. DeviceError if the device
-    cannot be
-    read; damage of any kind is a finding and not an error.
+    cannot be read; damage of any kind is a finding and not an error.
     """
     collector = Collector()
     superblocks, opened = open_volume(device)

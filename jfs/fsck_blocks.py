@@ -1,8 +1,7 @@
 """Which blocks are used by what, and whether the free map says the same. Pure.
 
 Both sides are kept in groups as the free map has them; a group of which nothing is used costs nothing, so
-that
-a check needs memory for what is used and not for the size of the volume.
+that a check needs memory for what is used and not for the size of the volume.
 """
 
 from collections.abc import Iterator

@@ -7,8 +7,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Code:
-    """One kind of damage: what it means, and what repair does; `repair` is empty where nothing can be
-    done."""
+    """One kind of damage: what it means and what repair does; `repair` is empty where nothing can be done."""
 
     name: str
     meaning: str

@@ -35,8 +35,7 @@ class Collector:
                 self._findings[key] = fault.finding()
 
     def findings(self) -> list[Finding]:
-        """What was found, in order; a last finding for each code of which there was too much says how
-        much."""
+        """What was found, in order; where there was too much of a code, a last finding says how much."""
         more = [
             Finding(
                 code,

@@ -1,8 +1,7 @@
 """The checks of single inodes: every item of the tree, in order of key, without looking anything up. Pure.
 
 What concerns several inodes (links, parents, the free map) is noted in the census and in the use of blocks,
-as if
-what this check finds were repaired: one damage is then reported once and not by all that hangs on it.
+as if what this check finds were repaired: one damage is then reported once and not by all that hangs on it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -65,8 +64,9 @@ class Subject:
 class ItemCheck:
     """The check of all items.
 
-    `seed` is the volume's for hashes, `next_ino` the number of its next file. A volume that was never mounted
-    has no root yet (`has_root` false). Afterwards `records` counts the inode records, whatever is in them.
+    `seed` is the volume's for hashes, `next_ino` the number of its next file. A volume that was never
+    mounted has no root yet (`has_root` false). Afterwards `records` counts the inode records, whatever is
+    in them.
     """
 
     records = 0

@@ -1,12 +1,9 @@
 """Repair: everything that can be put right without inventing data.
 
 The repairs are changes of items in memory, made in passes until a look at the whole finds nothing more to
-change. One
-checkpoint then makes all of them durable at once, so that a crash leaves the volume as it was or repaired,
-and
-what is written travels to the other sites as any checkpoint does. Blocks that the repairs set free are
-given back by
-a second checkpoint, when nothing durable refers to them any more.
+change. One checkpoint then makes all of them durable at once, so that a crash leaves the volume as it was
+or repaired, and what is written travels to the other sites as any checkpoint does. Blocks that the repairs
+set free are given back by a second checkpoint, when nothing durable refers to them any more.
 """
 
 import secrets
@@ -191,8 +188,8 @@ def _mend_tree(opened: Opened, examination: Examination) -> None:
 
 
 def _recover_map(volume: Volume, examination: Examination) -> None:
-    """If items of the free map are lost, find them: each checkpoint writes the groups that it changed, so the
-    newest leaf that has a group is right."""
+    """If items of the free map are lost, find them: each checkpoint writes the groups that it changed, so
+    the newest leaf that has a group is right."""
     first, last = key_range(FREE_MAP_INO, GROUP)
     gaps = [gap for gap in examination.gaps if gap.low <= last and (gap.high is None or gap.high > first)]
     if not gaps:
@@ -266,8 +263,7 @@ def _open_log(opened: Opened, examination: Examination) -> None:
 
 
 def _start_log(opened: Opened, examination: Examination) -> None:
-    """A new log in free blocks. What the old one covered may not be known: the new one covers all there
-    is."""
+    """A new log in free blocks. What the old one covered is not known: the new one covers all there is."""
     volume = opened.volume
     superblock, free_map = volume.superblock, volume.free_map
     length = superblock.segment_blocks

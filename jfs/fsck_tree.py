@@ -1,8 +1,7 @@
 """Reading a tree that may be damaged: what can be read, what cannot, and what can be found again.
 
 A node that cannot be read stands as an empty one. So everything above works on what is left, and the edit
-of the
-next checkpoint, which drops empty nodes, writes a tree without the damage.
+of the next checkpoint, which drops empty nodes, writes a tree without the damage.
 """
 
 import operator

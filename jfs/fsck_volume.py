@@ -157,8 +157,7 @@ def _is_interrupted(superblock: Superblock, end: LogEnd) -> bool:
     """May the other slot be unreadable because its writing was cut short, or because it was never written?
 
     A checkpoint issues a batch before its superblock, so after a crash there is more log than the one batch
-    that
-    stands behind the last checkpoint of a volume that was closed cleanly.
+    that stands behind the last checkpoint of a volume that was closed cleanly.
     """
     return superblock.generation == 1 or not superblock.clean or end.place.lsn > superblock.checkpoint.lsn + 1
 
@@ -204,8 +203,7 @@ def _find_lost(volume: Volume, end: LogEnd, lsn: int) -> str:
     nothing.
 
     A mount looks for such a batch in the segment where the log ends; damage to the jump at the end of a
-    segment
-    shows only in other segments.
+    segment shows only in other segments.
     """
     superblock = volume.superblock
     length = superblock.segment_blocks * BLOCK_BYTES
