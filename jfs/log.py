@@ -174,11 +174,18 @@ class LogWriter:
         while self.room_bytes() < needed_bytes + self.owned_bytes() // 4:
             if len(self.segments) + len(self.spares) >= self.segment_limit:
                 return False
-            grown = self._grow()
+            grown = self._take_segment()
             if grown is None:
                 return False
             self.spares.append(grown)
         return True
+
+    def _take_segment(self) -> int | None:
+        """A segment out of free blocks, which need not agree between sites: discarded, so that they do."""
+        start = self._grow()
+        if start is not None:
+            self._device.discard(start * BLOCK_BYTES, self.segment_blocks * BLOCK_BYTES)
+        return start
 
     def capacity_bytes(self) -> int:
         return self.segment_limit * self.segment_blocks * BLOCK_BYTES
@@ -237,7 +244,7 @@ class LogWriter:
             start = self.spares.pop(0)
         else:
             owned = len(self.segments)
-            grown = self._grow() if owned < self.segment_limit else None
+            grown = self._take_segment() if owned < self.segment_limit else None
             if grown is None:
                 raise LogFull
             start = grown

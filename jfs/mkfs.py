@@ -3,7 +3,6 @@
 import time
 from uuid import UUID
 
-from jfs.batch import BATCH
 from jfs.checkpoint import node_writes, place_nodes
 from jfs.device import BlockDevice
 from jfs.errors import FileSystemError
@@ -87,7 +86,7 @@ async def make_file_system(
     )
     # An older superblock must not win over this one, and no old batch may seem to begin this log.
     device.write(0, bytes(FIRST_BLOCK * BLOCK_BYTES))
-    device.write(start.block * BLOCK_BYTES, bytes(-(-BATCH.size // BLOCK_BYTES) * BLOCK_BYTES))
+    device.discard(start.block * BLOCK_BYTES, FIRST_SEGMENTS * segment_blocks * BLOCK_BYTES)
     for address, data in node_writes(edit.new_nodes(), superblock, superblock.generation):
         device.write(address * BLOCK_BYTES, data)
     await device.flush()

@@ -143,6 +143,7 @@ async def test_a_promoted_site_takes_no_more_and_an_incomplete_set_is_gone(seed:
     async with receiving(target) as (far, receiver):
         await far.first_report()
         await send(far, 1, 1)
+        await far.wait_durable(Position(1, 1))
         await far.begin(SetKind.ENTRIES, 2, 0)
         await far.data(2, 2 * BLOCK, 0, bytes([2]) * 100 * BLOCK)
         assert await receiver.promote() == Position(1, 1)
