@@ -1,0 +1,247 @@
+"""Three sites as processes, a mounted file system under load, and processes killed in the middle of it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from tests.system.load import ENDED, MOUNT_GONE
+from tests.system.load_ledger import Ledger
+from tests.system.load_workers import WORKERS
+from tools.demo.stage import SITES, Stage, trisite_command
+from tools.errors import Failure
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS: Final = 120.0
+OPTIONS: Final = "silence_seconds = 1.0\nprotect_timeout_seconds = 20.0\n"
+STEPS_FIRST: Final = 20  # acknowledged steps that make a load a load
+
+
+class Found(NamedTuple):
+    """What a check of the mounted file system came to."""
+
+    acknowledged: int
+    errors: list[str]
+    faults: list[str]
+
+
+class Ground(Stage):
+    """A stage with an empty volume that is mounted, and the load of these tests."""
+
+    def __init__(self, directory: Path, *, size: str = "512MiB", options: str = OPTIONS) -> None:
+        super().__init__(directory)
+        self.size = size
+        self.options = options
+        self.seed = ""
+
+    def prepare(self) -> None:
+        """Three running sites with an empty file system, mounted at primary."""
+        self.trisite("init", str(self.directory), "--size", self.size, config=False)
+        text = self.config.read_text(encoding="utf-8").partition("[options]")[0]
+        self.config.write_text(f"{text}[options]\n{self.options}", encoding="utf-8")
+        self.start_sites(SITES)
+        self.trisite("mkfs")
+        self.mount("primary")
+
+    def start_sites(self, sites: Sequence[str]) -> None:
+        """Start daemons at once and wait until all answer."""
+        for site in sites:
+            self.start(site, [*trisite_command(), "site", site, "-c", str(self.config)])
+        for site in sites:
+            self.wait_for(
+                lambda site=site: bool(self.answer("status")["sites"][site]["reachable"]),  # type: ignore[misc]
+                f"the daemon of site {site} to answer",
+                self.running[site],
+                site,
+            )
+
+    # -- the load
+
+    def start_load(self) -> None:
+        """Start the load and wait until it is one: every worker had something acknowledged."""
+        before = self.acknowledged()
+        command = [sys.executable, "-m", "tests.system.load", "work", str(self.mountpoint), str(self.ledgers)]
+        process = self.start("application", [*command, self.seed], cwd=ROOT)
+        self.wait_for(
+            lambda: sum(self.acknowledged()) >= sum(before) + STEPS_FIRST,
+            "the load to get going",
+            process,
+            "application",
+        )
+
+    def acknowledged(self) -> list[int]:
+        """The steps each worker had acknowledged up to now."""
+        return [
+            path.read_bytes().count(b"\ndone ") if path.exists() else 0
+            for path in (self.ledgers / f"{kind.__name__.lower()}.txt" for kind in WORKERS)
+        ]
+
+    def load_ended(self, wanted: int) -> None:
+        """Wait until the load has ended by itself; Failure if it hangs or found a fault."""
+        code = self.running.pop("application").wait(PATIENCE_SECONDS)
+        if code != wanted:
+            raise Failure(f"the load ended with {code} instead of {wanted}: {self.last_words('application')}")
+
+    def stop_load(self) -> None:
+        """End a load whose mount lives."""
+        os.kill(self.running["application"].pid, signal.SIGTERM)
+        self.load_ended(ENDED)
+
+    def errors(self) -> int:
+        """How many calls of the load have failed up to now."""
+        return sum(path.read_text().count("\nerror ") for path in self.ledgers.glob("*.txt"))
+
+    # -- the checks
+
+    def look(self) -> Found:
+        """Compare what is mounted with the ledgers, in a process that can be given up."""
+        command = [
+            sys.executable,
+            "-m",
+            "tests.system.load",
+            "check",
+            str(self.mountpoint),
+            str(self.ledgers),
+        ]
+        run = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS, cwd=ROOT
+        )
+        if not run.stdout:
+            raise Failure(f"the check ended with {run.returncode}: {run.stderr[-2000:]}")
+        found: dict[str, Any] = json.loads(run.stdout)
+        return Found(sum(found["acknowledged"].values()), found["errors"], found["faults"])
+
+    def follows(self, source: str, target: str) -> None:
+        """Wait until a pair is Duplex."""
+
+        def duplex() -> bool:
+            pairs = self.answer("status")["pairs"]
+            return any(
+                (pair["from"], pair["to"], pair["state"]) == (source, target, "Duplex") for pair in pairs
+            )
+
+        self.wait_for(duplex, f"site {target} to follow site {source}")
+
+    def verify(self, *pairs: str) -> None:
+        """`trisite verify` between sites says the same."""
+        for pair in pairs:
+            self.trisite("verify", "--between", pair)
+
+    def check_sites(self) -> None:
+        """`trisite fsck -n` at every site says clean; the three run at once."""
+        runs = [
+            subprocess.Popen(
+                [*trisite_command(), "fsck", "-n", "--at", site, "-c", str(self.config)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for site in SITES
+        ]
+        said = [run.communicate(timeout=PATIENCE_SECONDS)[0] for run in runs]
+        wrong = [
+            f"fsck at {site} ended with {run.returncode}: {text}"
+            for site, run, text in zip(SITES, runs, said, strict=True)
+            if run.returncode != 0
+        ]
+        if wrong:
+            raise Failure("; ".join(wrong))
+
+
+class Toll(NamedTuple):
+    """What a campaign of kills came to."""
+
+    victims: str
+    kills: int
+    acknowledged: int
+    errors: int
+    seconds: float
+
+
+class Campaign:
+    """Kills of the same victims at random moments, each followed by a restart and the whole check."""
+
+    def __init__(self, ground: Ground, victims: Sequence[str], seed: int) -> None:
+        self.ground = ground
+        self.victims = tuple(victims)
+        self.chance = random.Random(f"{seed} {self.victims}")
+        ground.seed = str(seed)
+
+    def run(self, kills: int) -> Toll:
+        """Kill so many times; Failure at the first thing that is not as it was acknowledged."""
+        began = time.monotonic()
+        found = Found(0, [], [])
+        for number in range(1, kills + 1):
+            try:
+                found = self.strike()
+            except (Failure, subprocess.TimeoutExpired) as error:
+                raise Failure(f"kill {number} of {', '.join(self.victims)}: {error}") from error
+        seconds = round(time.monotonic() - began, 1)
+        return Toll("+".join(self.victims), kills, found.acknowledged, len(found.errors), seconds)
+
+    def strike(self) -> Found:
+        """One kill under load, the restart, and all checks."""
+        ground, chance = self.ground, self.chance
+        ground.start_load()
+        time.sleep(chance.uniform(0.0, 1.2))
+        self.kill()
+        daemons = [name for name in self.victims if name != "mount"]
+        if "mount" in self.victims:
+            ground.load_ended(MOUNT_GONE)
+            ground.clear_mountpoint()
+            chance.shuffle(daemons)
+            ground.start_sites(daemons)
+            ground.mount("primary")
+            self.nothing_lost()  # before anything else could hide what the restart found
+        else:
+            time.sleep(chance.uniform(0.0, 1.5))
+            ground.start_sites(daemons)
+            time.sleep(chance.uniform(0.0, 0.8))
+            ground.stop_load()
+        ground.follows("primary", "sync")
+        ground.follows("primary", "async")
+        ground.verify("primary,sync", "sync,async")
+        ground.unmount()
+        ground.check_sites()
+        ground.mount("primary")  # afresh: what is read now comes from the area, not from the page cache
+        return self.nothing_lost()
+
+    def kill(self) -> None:
+        """All victims: at once, as a power cut takes them, or in any order with moments between."""
+        apart = self.chance.choice((0.0, 0.3))
+        for name in self.chance.sample(self.victims, len(self.victims)):
+            os.kill(self.ground.running[name].pid, signal.SIGKILL)
+            time.sleep(self.chance.uniform(0.0, apart))
+        self.ground.kill(*self.victims)
+
+    def nothing_lost(self) -> Found:
+        """Everything acknowledged is there."""
+        found = self.ground.look()
+        if found.faults:
+            raise Failure(f"{len(found.faults)} faults: {'; '.join(found.faults[:5])}")
+        if found.errors and "mount" not in self.victims:
+            # Every site is back before `protect_timeout_seconds`: the application waits and hears nothing.
+            raise Failure(f"{len(found.errors)} calls failed under a mount that lived: {found.errors[0]}")
+        return found
+
+
+@contextmanager
+def prepared(directory: Path, **settings: str) -> Iterator[Ground]:
+    """A ground with a mounted volume; what the processes said is printed when something fails."""
+    with Ground(directory, **settings) as ground:
+        try:
+            ground.prepare()
+            yield ground
+        except BaseException:
+            for path in sorted(ground.logs.glob("*.log")):
+                print(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}")
+            for path in sorted(ground.ledgers.glob("*.txt")):
+                print(f"== {path.name}: {Ledger(path).errors[-3:]}")
+            raise
