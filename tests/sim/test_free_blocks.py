@@ -35,7 +35,7 @@ async def test_sites_that_differ_in_free_blocks_agree_in_all_others(seed: int) -
         await store.throttle()
         if rng.random() < 0.2:
             await store.commit()
-    await store.commit()
+    await store.checkpoint()
     assert len(store.volume.writer().owned()) > first_segments, "the log must have grown"
     for offset, payload in device.stream[made:]:
         put(following, offset, payload)
