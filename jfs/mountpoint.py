@@ -67,13 +67,22 @@ class MountOptions:
 
 
 def parse_options(text: str, fsname: str = "trisite") -> MountOptions:
-    """The options of ``-o a,b,c``. MountRefused names one that is not known."""
-    words = [word for word in text.split(",") if word]
-    for word in words:
+    """The options of ``-o a,b,c``; of two opposites the later holds. MountRefused names an unknown one."""
+    chosen: set[str] = set()
+    for word in filter(None, text.split(",")):
         if word not in KERNEL_OPTIONS:
             known = ", ".join(sorted(KERNEL_OPTIONS))
             raise MountRefused(f"the mount option {word!r} is not known; known are {known}")
-    return MountOptions(fsname=fsname, kernel=frozenset(words))
+        chosen.discard(opposite(word))
+        chosen.add(word)
+    return MountOptions(fsname=fsname, kernel=frozenset(chosen))
+
+
+def opposite(word: str) -> str:
+    """What a mount option takes back: of two that contradict one another the last holds, as with mount(8)."""
+    if word in {"ro", "rw"}:
+        return "rw" if word == "ro" else "ro"
+    return word[2:] if word.startswith("no") else f"no{word}"
 
 
 def check_mountpoint(path: str) -> str:

@@ -15,6 +15,8 @@ protect = true
 """
 
 import ipaddress
+import math
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -27,10 +29,17 @@ SITE_NAMES: Final[tuple[SiteName, ...]] = ("primary", "sync", "async")
 
 BLOCK_BYTES: Final = 4096
 SMALLEST_VOLUME_BYTES: Final = 64 << 20
+LARGEST_VOLUME_BYTES: Final = 1 << 62  # beyond it the offsets of a file end
 SMALLEST_QUEUE_LIMIT_BYTES: Final = 1 << 20
+LARGEST_QUEUE_LIMIT_BYTES: Final = 16 << 40  # the index is mapped into the address space of a process
+LONGEST_SECONDS: Final = 86400.0
+SHORTEST_SECONDS: Final = 0.05  # less than a thread may have to wait for its turn means nothing
+LARGEST_FILE_BYTES: Final = 1 << 20  # of a configuration; not every file has an end
 UNITS: Final = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
-SIZE_PATTERN: Final = re.compile(r"^\s*(\d+)\s*([A-Za-z]*)\s*$")
-NAME_PATTERN: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+SIZE_PATTERN: Final = re.compile(r"\s*([0-9]{1,20})\s*([A-Za-z]*)\s*")
+HOST_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+FIELD_PATTERN: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>[^`]*)`)?$")
+NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class ConfigurationError(Exception):
@@ -103,9 +112,15 @@ class _RawOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     plain: bool = False
 
 
+class _RawSites(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    primary: _RawSite
+    sync: _RawSite
+    async_: _RawSite = msgspec.field(name="async")
+
+
 class _RawConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     volume: _RawVolume
-    sites: dict[SiteName, _RawSite]
+    sites: _RawSites
     keys: str = "keys"
     options: _RawOptions = msgspec.field(default_factory=_RawOptions)
 
@@ -116,7 +131,7 @@ def parse_size(text: str | int) -> int:
         if text <= 0:
             raise ConfigurationError(f"a size must be more than nothing, and {text} is not")
         return text
-    match = SIZE_PATTERN.match(text)
+    match = SIZE_PATTERN.fullmatch(text)
     if match is None or match[2].upper() not in UNITS or int(match[1]) == 0:
         raise ConfigurationError(f"{text!r} is not a size; write it like 8GiB, 512MiB or 1048576")
     return int(match[1]) * UNITS[match[2].upper()]
@@ -125,7 +140,9 @@ def parse_size(text: str | int) -> int:
 def load(path: Path) -> Config:
     """Read and check the configuration in `path`; every fault is one ConfigurationError sentence."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE_BYTES + 1)
+        text = data.decode()
     except OSError as error:
         raise ConfigurationError(
             f"the configuration {path} cannot be read: {error.strerror}; "
@@ -133,6 +150,8 @@ def load(path: Path) -> Config:
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"the configuration {path} is not UTF-8 text") from error
+    if len(data) > LARGEST_FILE_BYTES:
+        raise ConfigurationError(f"{path} is no configuration: it is larger than 1 MiB")
     try:
         return parse(text, path)
     except ConfigurationError as error:
@@ -146,14 +165,16 @@ def parse(text: str, path: Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"it is not TOML, {error}") from error
     except msgspec.ValidationError as error:
-        raise ConfigurationError(str(error)) from error
+        raise ConfigurationError(_field_sentence(str(error))) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
+        raise ConfigurationError(f"it is not TOML that can be read: {error}") from error
     base = path.absolute().parent
     config = Config(
         path=path.absolute(),
         volume=VolumeConfig(name=raw.volume.name, size_bytes=parse_size(raw.volume.size)),
         sites={
             name: SiteConfig(directory=base / site.directory, host=site.host, port=site.port)
-            for name, site in raw.sites.items()
+            for name, site in zip(SITE_NAMES, msgspec.structs.astuple(raw.sites), strict=True)
         },
         keys=base / raw.keys,
         options=Options(
@@ -170,15 +191,35 @@ def parse(text: str, path: Path) -> Config:
     return config
 
 
+def _field_sentence(text: str) -> str:
+    """What msgspec found wrong, in the words of the file: the key first, as `table.key`."""
+    match = FIELD_PATTERN.match(text)
+    what, where = (match["what"], match["where"] or "") if match is not None else (text, "")
+    table = f"in [{where}]" if where else "at the top"
+    if found := re.fullmatch(r"Object contains unknown field `(.*)`", what):
+        return f"there is no key {found[1]!r} {table}; remove it or correct its name (docs/operations.md)"
+    if found := re.fullmatch(r"Object missing required field `(.*)`", what):
+        if where == "sites":
+            return f"site {found[1]} is missing; a volume needs {', '.join(SITE_NAMES)}"
+        return f"the key {found[1]!r} {table} is missing; add it (docs/operations.md)"
+    return f"{where}: {what}; correct its value (docs/operations.md)"
+
+
 def check(config: Config) -> None:
     """Refuse what contradicts itself, in one ConfigurationError sentence."""
     _check_volume(config.volume)
     _check_sites(config)
+    if "\0" in str(config.keys):
+        raise ConfigurationError("keys is no directory name; it holds a NUL character")
     options = config.options
-    if options.protect_timeout_seconds <= 0 or options.silence_seconds <= 0:
-        raise ConfigurationError("protect_timeout_seconds and silence_seconds must be more than 0")
-    if options.queue_limit_bytes < SMALLEST_QUEUE_LIMIT_BYTES:
-        raise ConfigurationError("queue_limit_bytes must be at least 1MiB")
+    for name in ("protect_timeout_seconds", "silence_seconds"):
+        seconds = getattr(options, name)
+        if math.isnan(seconds) or not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
+            raise ConfigurationError(
+                f"{name} must be from {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:.0f} seconds, not {seconds:g}"
+            )
+    if not SMALLEST_QUEUE_LIMIT_BYTES <= options.queue_limit_bytes <= LARGEST_QUEUE_LIMIT_BYTES:
+        raise ConfigurationError("queue_limit_bytes must be from 1MiB to 16TiB")
     if options.plain:
         for name, site in config.sites.items():
             if not is_loopback(site.host):
@@ -199,7 +240,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _check_volume(volume: VolumeConfig) -> None:
-    if not NAME_PATTERN.match(volume.name):
+    if not NAME_PATTERN.fullmatch(volume.name):
         raise ConfigurationError(
             f"{volume.name!r} is no volume name; use letters, digits, '.', '_' and '-', at most 63"
         )
@@ -209,24 +250,37 @@ def _check_volume(volume: VolumeConfig) -> None:
         raise ConfigurationError(
             f"a volume needs at least {SMALLEST_VOLUME_BYTES >> 20} MiB, not {volume.size_bytes} bytes"
         )
+    if volume.size_bytes > LARGEST_VOLUME_BYTES:
+        raise ConfigurationError(f"a volume has at most {LARGEST_VOLUME_BYTES >> 40} TiB; make it smaller")
 
 
 def _check_sites(config: Config) -> None:
-    missing = [name for name in SITE_NAMES if name not in config.sites]
-    if missing:
-        raise ConfigurationError(f"site {missing[0]} is missing; a volume needs primary, sync and async")
     addresses: dict[tuple[str, int], str] = {}
     directories: dict[Path, str] = {}
     for name, site in config.sites.items():
         if not 1 <= site.port <= 65535:
             raise ConfigurationError(f"the port of site {name} must be from 1 to 65535, not {site.port}")
-        if not site.host:
-            raise ConfigurationError(f"the host of site {name} is empty")
+        _check_host(name, site.host)
         if (other := addresses.setdefault((site.host, site.port), name)) != name:
             raise ConfigurationError(f"sites {other} and {name} both listen at {site.host}:{site.port}")
+        if "\0" in str(site.directory):
+            raise ConfigurationError(f"the directory of site {name} is no name; it holds a NUL character")
+        real = Path(os.path.realpath(site.directory))  # also a way round by a link or `..` is the same one
         for directory, owner in directories.items():
-            if site.directory.is_relative_to(directory) or directory.is_relative_to(site.directory):
+            if real.is_relative_to(directory) or directory.is_relative_to(real):
                 raise ConfigurationError(
-                    f"sites {owner} and {name} share the directory {site.directory}; each needs its own"
+                    f"sites {owner} and {name} share the directory {real}; each needs its own"
                 )
-        directories[site.directory] = name
+        directories[real] = name
+
+
+def _check_host(name: str, host: str) -> None:
+    """A name or an address, as far as that can be seen without asking for it."""
+    if len(host) <= 253 and HOST_PATTERN.fullmatch(host):
+        return
+    try:
+        ipaddress.ip_address(host)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"the host of site {name} is neither a host name nor an address: {host[:80]!r}"
+        ) from error

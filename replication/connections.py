@@ -1,8 +1,10 @@
 """Connecting to a site and listening for its peers, with mutual TLS."""
 
 import ipaddress
+import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -14,7 +16,7 @@ from replication.keys import Identity
 __all__ = ["Listener", "connect", "listen"]
 
 _GREETING_CONNECTIONS: Final = 64
-"""Connections that may be in the TLS handshake at once; the others wait their turn."""
+"""Connections that may be in the TLS handshake at once; one more ends the oldest, which takes its time."""
 
 
 async def connect(
@@ -43,7 +45,7 @@ async def connect(
             channel = Channel(sock, peer=peer, identity=identity, silence_seconds=silence_seconds)
             await channel.handshake(expect)
         except OSError as error:
-            raise PeerUnreachable(f"{peer} cannot be reached: {error.strerror or error}") from error
+            raise PeerUnreachable(f"{peer} cannot be reached: {_reason(error)}") from error
         except BaseException:
             if channel is not None:
                 channel.close()
@@ -51,6 +53,13 @@ async def connect(
     if scope.cancelled_caught or channel is None:
         raise PeerUnreachable(f"{peer} does not answer ({timeout_seconds:g} s)")
     return channel
+
+
+def _reason(error: OSError) -> str:
+    """What the system said, in its words: trio puts the address in front of them, which is named already."""
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
 
 
 async def _open_socket(host: str, port: int, *, loopback_only: bool) -> socket.socket:
@@ -104,7 +113,7 @@ class Listener:
         self._identity = identity
         self._timeout_seconds = timeout_seconds
         self._silence_seconds = silence_seconds
-        self._greeting = trio.CapacityLimiter(_GREETING_CONNECTIONS)
+        self._greeting: dict[trio.CancelScope, None] = {}  # in the order of their arrival
 
     def close(self) -> None:
         """Stop listening; connections that were accepted stay."""
@@ -135,6 +144,19 @@ class Listener:
                 sock = _tuned(accepted)
                 nursery.start_soon(self._serve_one, sock, address, handler, on_refused)
 
+    @contextmanager
+    def _among_greeting(self, scope: trio.CancelScope) -> Iterator[None]:
+        """Around a handshake: strangers who only connect must not keep a site out (its handshake is quick)."""
+        if len(self._greeting) >= _GREETING_CONNECTIONS:
+            oldest = next(iter(self._greeting))
+            oldest.cancel()
+            del self._greeting[oldest]
+        self._greeting[scope] = None
+        try:
+            yield
+        finally:
+            self._greeting.pop(scope, None)
+
     async def _serve_one(
         self,
         sock: socket.socket,
@@ -151,9 +173,8 @@ class Listener:
             silence_seconds=self._silence_seconds,
         )
         try:
-            async with self._greeting:
-                with trio.move_on_after(self._timeout_seconds) as scope:
-                    await channel.handshake()
+            with trio.move_on_after(self._timeout_seconds) as scope, self._among_greeting(scope):
+                await channel.handshake()
             if scope.cancelled_caught:
                 raise PeerUnreachable(f"{peer} did not finish the TLS handshake")
             if channel.peer_site is not None:

@@ -40,11 +40,17 @@ async def create_volume(config: Config, *, force: bool = False) -> CreateResult:
                 f"a new volume needs site {site}, which does not answer ({survey.why_silent(site)}); "
                 f"start its daemon with `trisite site {site}`"
             )
-    holding = [site for site, report in survey.reports.items() if report.volume is not None]
+    reports = [survey.reports[site] for site in SITE_NAMES if site in survey.reports]
+    holding = [report.site for report in reports if report.volume is not None]
     if holding and not force:
         raise MountRefused(
             f"site {', '.join(holding)} holds a volume already; "
             "--force makes a new one and loses what is on it"
+        )
+    # Before any site forgets its volume: the other sites must not be emptied under a mounted file system.
+    if mounted := [report.site for report in reports if report.mounted]:
+        raise MountRefused(
+            f"the volume is mounted at site {mounted[0]}; unmount it (trisite umount) before making a new one"
         )
     uuid = uuid4()
     roles = first_roles(time.time_ns())

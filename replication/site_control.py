@@ -44,6 +44,7 @@ from replication.site_parts import FollowPart, SyncPart, WriterPart
 from replication.site_report import report_of
 from replication.site_take_over import promote
 from replication.state import VolumeIdentity
+from vsap.area import is_being_written
 
 if TYPE_CHECKING:
     from replication.site import Site
@@ -94,7 +95,7 @@ class Control:
                 f"site {site.name} holds volume {have.name} ({have.uuid}) already; --force replaces it",
                 "exists",
             )
-        if site.link.connected:
+        if site.link.connected or is_being_written(site.place.paths.writer_lock):
             raise ControlError(f"the volume is mounted at site {site.name}; unmount it first", "mounted")
         await site.create(identity, request.roles, blank=False)
         return Done()

@@ -13,6 +13,21 @@ from jfs.errors import DeviceError
 _BUFFERS_AT_ONCE = 1000  # the host takes 1024
 
 
+def is_being_written(lock_path: Path) -> bool:
+    """Whether some process is the writer of the area that `lock_path` guards; OSError from the host."""
+    try:
+        lock = os.open(lock_path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 class FileArea:
     """The area of one site. Offsets and lengths in bytes, multiples of 4096.
 

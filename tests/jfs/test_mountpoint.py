@@ -73,3 +73,9 @@ def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
         parse_options("allow_other,bogus")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert "suid" not in parse_options("").words()
+
+
+def test_of_two_options_that_contradict_one_another_the_last_holds() -> None:
+    assert parse_options("ro,rw").kernel == {"rw"}
+    assert not parse_options("ro,rw").read_only
+    assert parse_options("rw,suid,atime,ro,nosuid,noatime").kernel == {"ro", "nosuid", "noatime"}

@@ -244,6 +244,19 @@ async def test_garbage_instead_of_tls() -> None:
         channel.close()
 
 
+async def test_strangers_that_only_connect_do_not_keep_a_site_out() -> None:
+    refused: list[str] = []
+    async with serving(echo, identity("sync"), refused) as listener:
+        strangers = [await trio.open_tcp_stream("127.0.0.1", listener.port) for _ in range(100)]
+        channel = await connect(
+            "127.0.0.1", listener.port, identity=identity("primary"), expect="sync", timeout_seconds=5
+        )
+        channel.close()
+        assert any("did not finish the TLS handshake" in sentence for sentence in refused)
+        for stranger in strangers:
+            await stranger.aclose()
+
+
 async def test_a_peer_that_does_not_read_is_bounded() -> None:
     """The out-buffer ends; nothing is lost before that, and the rest goes out when the peer reads again."""
     ours, peer = socket.socketpair()

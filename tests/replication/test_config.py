@@ -60,8 +60,25 @@ def test_what_is_no_size(text: str | int) -> None:
         ('"home"', '"../home"', "no volume name"),
         ("[volume]", "surprise = 1\n[volume]", "surprise"),
         ("port = 7003", "port = 7003\n[options]\nprotekt = true", "protekt"),
-        ("port = 7003", "port = 7003\n[options]\nsilence_seconds = 0", "more than 0"),
-        ("port = 7003", "port = 7003\n[options]\nqueue_limit_bytes = 10", "at least 1MiB"),
+        ("port = 7003", "port = 7003\n[options]\nsilence_seconds = 0", "seconds must be from"),
+        ("port = 7003", "port = 7003\n[options]\nsilence_seconds = nan", "seconds must be from"),
+        ("port = 7003", "port = 7003\n[options]\nprotect_timeout_seconds = inf", "seconds must be from"),
+        ("port = 7003", "port = 7003\n[options]\nprotect_timeout_seconds = 1e300", "seconds must be from"),
+        ("port = 7003", "port = 7003\n[options]\nqueue_limit_bytes = '99999TiB'", "from 1MiB to 16TiB"),
+        ("port = 7003", "port = 7003\n[options]\nfoo = 1", r"no key .foo. in .options."),
+        ("port = 7003", "port = 'x'", "sites.async.port"),
+        ("8GiB", "99999999TiB", "at most"),
+        ("8GiB", "9" * 5000, "not a size"),
+        ('"8GiB"', "9" * 5000, "not TOML"),
+        ("[volume]", "a = " + "[" * 100_000 + "\n[volume]", "not TOML"),
+        ('"home"', '"home\\n"', "no volume name"),
+        ('"127.0.0.1"', '"a..b"', "neither a host name nor an address"),
+        ('"127.0.0.1"', f'"{"a" * 300}.example"', "neither a host name nor an address"),
+        ('"127.0.0.1"', '"no such host"', "neither a host name nor an address"),
+        ('"127.0.0.1"', '""', "neither a host name nor an address"),
+        ('directory = "sync"', 'directory = "x/../primary"', "share the directory"),
+        ('directory = "sync"', 'directory = "s\\u0000"', "NUL character"),
+        ("port = 7003", "port = 7003\n[options]\nqueue_limit_bytes = 10", "from 1MiB"),
         ("port = 7003", 'port = 7003\n[options]\ncomplete = "never"', "never"),
         ('host = "127.0.0.1"', 'host = "10.0.0.1"', "only allowed on loopback"),
         ("[volume]", "[volume", "not TOML"),
@@ -89,3 +106,20 @@ def test_a_site_less_volume_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="trisite init"):
         load(tmp_path / "none.toml")
+
+
+def test_what_is_no_text_file_is_refused_without_reading_on(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="larger than 1 MiB"):
+        load(Path("/dev/zero"))
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigurationError, match="not UTF-8"):
+        load(tmp_path / "binary")
+    with pytest.raises(ConfigurationError, match="Is a directory"):
+        load(tmp_path)
+
+
+def test_a_directory_that_is_a_link_to_another_sites_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "primary").mkdir()
+    (tmp_path / "sync").symlink_to("primary")
+    with pytest.raises(ConfigurationError, match="share the directory"):
+        parse(GOOD, tmp_path / "trisite.toml")
