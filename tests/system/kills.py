@@ -54,12 +54,10 @@ class Ground(Stage):
         """Start daemons at once and wait until all answer."""
         for site in sites:
             self.start(site, [*trisite_command(), "site", site, "-c", str(self.config)])
-        for site in sites:
+        if sites:
             self.wait_for(
-                lambda site=site: bool(self.answer("status")["sites"][site]["reachable"]),  # type: ignore[misc]
-                f"the daemon of site {site} to answer",
-                self.running[site],
-                site,
+                lambda: all(self.answer("status")["sites"][site]["reachable"] for site in sites),
+                f"the daemons of {', '.join(sites)} to answer",
             )
 
     # -- the load
@@ -118,16 +116,15 @@ class Ground(Stage):
         found: dict[str, Any] = json.loads(run.stdout)
         return Found(sum(found["acknowledged"].values()), found["errors"], found["faults"])
 
-    def follows(self, source: str, target: str) -> None:
-        """Wait until a pair is Duplex."""
+    def follow(self, source: str, *targets: str) -> None:
+        """Wait until these sites follow: the pairs are Duplex."""
 
         def duplex() -> bool:
             pairs = self.answer("status")["pairs"]
-            return any(
-                (pair["from"], pair["to"], pair["state"]) == (source, target, "Duplex") for pair in pairs
-            )
+            following = {pair["to"] for pair in pairs if (pair["from"], pair["state"]) == (source, "Duplex")}
+            return following >= set(targets)
 
-        self.wait_for(duplex, f"site {target} to follow site {source}")
+        self.wait_for(duplex, f"{' and '.join(targets)} to follow site {source}")
 
     def verify(self, *pairs: str) -> None:
         """`trisite verify` between sites says the same."""
@@ -205,8 +202,7 @@ class Campaign:
             ground.start_sites(daemons)
             time.sleep(chance.uniform(0.0, 0.8))
             ground.stop_load()
-        ground.follows("primary", "sync")
-        ground.follows("primary", "async")
+        ground.follow("primary", "sync", "async")
         ground.verify("primary,sync", "sync,async")
         ground.unmount()
         ground.check_sites()

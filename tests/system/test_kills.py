@@ -79,7 +79,7 @@ def test_take_over_while_the_far_site_stands_still(tmp_path: Path, seed: int, lo
         assert (found.faults, found.acknowledged > 0) == ([], True)
         work_for(ground, chance)
         ground.release("async")
-        ground.follows("sync", "async")
+        ground.follow("sync", "async")
         ground.verify("sync,async")
         ground.unmount()
         ground.check_sites()
