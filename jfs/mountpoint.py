@@ -2,15 +2,19 @@
 libfuse.
 """
 
+import errno
 import os
 import shutil
 import stat
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 FUSE_DEVICE = Path("/dev/fuse")
 FUSERMOUNT = "fusermount3"
 MOUNT_TABLE = Path("/proc/self/mountinfo")
+MOUNT_TYPE = "fuse.trisite"
+ANSWER_SECONDS = 3.0
 
 
 class MountRefused(Exception):
@@ -88,9 +92,12 @@ def opposite(word: str) -> str:
 def check_mountpoint(path: str) -> str:
     """The absolute, resolved mount point if it is an empty directory on which nothing is mounted.
 
+    What a trisite mount process that died has left there is taken away: mounting again is the way to recover.
     MountRefused if it is missing, no directory, in use as a mount point, not empty, or cannot be read.
     """
     resolved = os.path.realpath(path)
+    if is_dead_mount(resolved):
+        subprocess.run([FUSERMOUNT, "-u", "-z", resolved], check=False, capture_output=True)
     # The mount table comes first: a dead FUSE mount answers stat() with ENOTCONN.
     if mounted_file_system(resolved) is not None:
         raise MountRefused(f"{path} is a mount point already; unmount it first: trisite umount {path}")
@@ -108,6 +115,20 @@ def check_mountpoint(path: str) -> str:
     except OSError as error:
         raise MountRefused(f"{path} cannot be used as a mount point: {error.strerror}") from None
     return resolved
+
+
+def is_dead_mount(resolved: str) -> bool:
+    """Is a trisite file system mounted here whose mount process has died?"""
+    if mounted_file_system(resolved) != MOUNT_TYPE:
+        return False
+    try:
+        # In another process: one that lives but does not answer would hold this one up for ever.
+        answer = subprocess.run(
+            ["stat", resolved], env={**os.environ, "LC_ALL": "C"}, capture_output=True, timeout=ANSWER_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return os.strerror(errno.ENOTCONN).encode() in answer.stderr
 
 
 def check_fuse() -> None:
