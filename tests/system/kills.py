@@ -228,6 +228,40 @@ class Campaign:
         return found
 
 
+class TakeOvers(Campaign):
+    """The writing site is lost under load, the other near site takes over, works, and gives it back."""
+
+    def strike(self) -> Found:
+        """One loss, a take-over, work there, and the return."""
+        ground, chance = self.ground, self.chance
+        ground.start_load()
+        time.sleep(chance.uniform(0.0, 1.2))
+        self.kill()
+        ground.load_ended(MOUNT_GONE)
+        ground.clear_mountpoint()
+        result = ground.answer("failover", "--to", "sync", "--yes")
+        if (result["writer"], result["lost"]) != ("sync", 0):
+            raise Failure(f"the take-over answered {result}")
+        ground.mount("sync")
+        self.nothing_lost()
+        ground.start_load()
+        time.sleep(chance.uniform(0.0, 0.8))
+        ground.stop_load()
+        ground.follow("sync", "async")
+        ground.verify("sync,async")
+        ground.start_sites([name for name in self.victims if name != "mount"])
+        back = ground.answer("failback", "--yes")
+        if back["writer"] != "primary":
+            raise Failure(f"the return answered {back}")
+        ground.mount_ended()
+        ground.check_sites()
+        ground.mount("primary")
+        found = self.nothing_lost()
+        ground.follow("primary", "sync", "async")
+        ground.verify("primary,sync", "sync,async")
+        return found
+
+
 @contextmanager
 def prepared(directory: Path, **settings: str) -> Iterator[Ground]:
     """A ground with a mounted volume; what the processes said is printed when something fails."""

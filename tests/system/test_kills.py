@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.kills import Campaign, Ground, prepared
+from tests.system.kills import Campaign, Ground, TakeOvers, Toll, prepared
 from tests.system.load import MOUNT_GONE
 from tests.system.load_ledger import Ledger
 from tests.system.load_workers import WORKERS, Appender, Creator, Worker
@@ -50,11 +50,17 @@ def test_campaign_of_kills(
 ) -> None:
     with prepared(tmp_path / "volume") as ground:
         toll = Campaign(ground, victims, seed).run(LONG)
-    with capsys.disabled():
-        print(
-            f"\nseed {seed}: {toll.victims} killed {toll.kills} times, {toll.acknowledged} operations "
-            f"acknowledged, none lost, {toll.errors} calls failed, {toll.seconds:.0f} s"
-        )
+    tell(toll, seed, capsys)
+    assert toll.acknowledged > LONG
+
+
+@pytest.mark.fuse
+@pytest.mark.soak
+@pytest.mark.timeout(LONG_SECONDS)
+def test_campaign_of_take_overs(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with prepared(tmp_path / "volume") as ground:
+        toll = TakeOvers(ground, ("mount", "primary"), seed).run(max(1, LONG // 5))
+    tell(toll, seed, capsys)
     assert toll.acknowledged > LONG
 
 
@@ -85,6 +91,15 @@ def test_take_over_while_the_far_site_stands_still(tmp_path: Path, seed: int, lo
         ground.check_sites()
         ground.mount("sync")
         assert ground.look().faults == []
+
+
+def tell(toll: Toll, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of the table of a campaign, for whoever runs it."""
+    with capsys.disabled():
+        print(
+            f"\nseed {seed}: {toll.victims} killed {toll.kills} times, {toll.acknowledged} operations "
+            f"acknowledged, none lost, {toll.errors} calls failed, {toll.seconds:.0f} s"
+        )
 
 
 def work_for(ground: Ground, chance: random.Random) -> None:
