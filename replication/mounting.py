@@ -5,6 +5,7 @@ writer's lock, queue and positions, the copy to the sync site, recovery of what 
 flush.
 """
 
+import contextlib
 import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
@@ -13,7 +14,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from jfs.errors import CorruptionError, DeviceError
+from jfs.errors import CorruptionError, DeviceError, FileSystemError
 from jfs.mountpoint import MountRefused
 from jfs.store import Store
 from replication.client import ask_site, dial_channel
@@ -25,6 +26,7 @@ from replication.local_link import LocalClient
 from replication.pair import Kind, Pair, State
 from replication.parts import Place, SitePaths, prepare
 from replication.procedures.survey import take_survey
+from replication.ranges import normalise
 from replication.roles import Roles, others, should_adopt, superseded_sentence
 from replication.site_listing import allocated_of
 from replication.state import SiteState, StateError, VolumeIdentity
@@ -158,7 +160,7 @@ async def open_writer(
         if place.state.prepared_epoch != roles.epoch:
             await trio.to_thread.run_sync(prepare, place)
         writer = Writer(place, roles, finish)
-        writer.queue = queue = place.open_queue()
+        writer.queue = queue = place.open_writer_queue()
         stack.callback(queue.close)
         writer.positions = await _open_positions(place)
         stack.callback(writer.positions.close)
@@ -191,7 +193,7 @@ async def _running(writer: Writer, area: FileArea) -> AsyncIterator[None]:
                 await nursery.start(writer.copy.run)
                 nursery.start_soon(link.run)
                 nursery.start_soon(_prune_forever, writer)
-                await _recover(writer)
+                await writer.device.recover()
                 yield
                 await writer.device.flush()
             with trio.CancelScope(shield=True):
@@ -210,23 +212,20 @@ def _note_far(writer: Writer, epoch: int, durable_sequence: int) -> None:
     writer.copy.far_position(epoch, durable_sequence)
 
 
-async def _recover(writer: Writer) -> None:
-    """P3 after a kill; P4 after a crash of the host: what the queue lost is compared instead."""
-    state, queue = writer.place.state, writer.queue
-    recovery = await writer.device.recover()
-    if recovery.trusted:
-        return
-    state.set_untrusted_since(queue.state().far_durable_sequence)
-    if isinstance(writer.copy, Alone):
-        queue.acknowledge_loss()
-
-
 async def _prune_forever(writer: Writer) -> None:
-    """The positions are only of use for a sync site that is behind, or for one that is away."""
+    """Forget the positions of what both other sites have; they are of use for a site that is behind.
+
+    What is forgotten is in the log by then: a comparison of everything in use must find it there.
+    """
     while isinstance(writer.copy, FencedCopy):
         await trio.sleep(PRUNE_SECONDS)
-        if not writer.copy.unprotected:
-            writer.positions.prune(writer.copy.durable_sequence)
+        reach = min(writer.copy.durable_sequence, writer.device.far_durable_sequence)
+        if writer.copy.unprotected or reach <= writer.positions.covered_from:
+            continue
+        with contextlib.suppress(DeviceError, FileSystemError):
+            if writer.store is not None:
+                await writer.store.commit()
+            writer.positions.prune(reach)
 
 
 def _open_state(paths: SitePaths, stack: ExitStack) -> SiteState:
@@ -323,11 +322,13 @@ def _make_copy(writer: Writer, area: FileArea) -> FencedCopy:
 
     def differing(sequence: int) -> list[tuple[int, int]] | None:
         known = writer.positions.trusted and writer.positions.covered_from <= sequence
-        return writer.positions.ranges_after(sequence) if known and queue.trusted else None
+        return writer.positions.ranges_after(sequence) if known else None
 
     def allocated() -> list[tuple[int, int]]:
+        # What changes use that are not in the log yet was written lately, so the positions name it.
+        recent = writer.positions.ranges_after(writer.positions.covered_from)
         try:
-            return allocated_of(place)
+            return normalise([*allocated_of(place), *recent])
         except CorruptionError:
             if queue.next_sequence == 1:
                 return []  # Nothing was written yet, not even a file system.
@@ -335,8 +336,8 @@ def _make_copy(writer: Writer, area: FileArea) -> FencedCopy:
 
     def on_pair(pair: Pair) -> None:
         place.state.set_pair("sync", place.site, peer, str(pair.state), pair.reason)
-        if pair.state is State.DUPLEX and not queue.trusted:
-            queue.acknowledge_loss()
+        if pair.state is State.DUPLEX:
+            place.state.settle(peer)
 
     return FencedCopy(
         lambda: dial_channel(place, peer),
@@ -351,6 +352,7 @@ def _make_copy(writer: Writer, area: FileArea) -> FencedCopy:
         common_flush=lambda: queue.state().common_flush_sequence,
         protect=options.protect,
         protect_timeout_seconds=options.protect_timeout_seconds,
+        doubted=place.state.doubted(peer),
         pair=_pair_on_record(place, peer),
         on_pair=on_pair,
         on_superseded=writer.learn,

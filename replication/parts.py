@@ -116,6 +116,20 @@ class Place(msgspec.Struct, frozen=True):
             self.paths.queue, self.volume.uuid, limit_bytes=self.config.options.queue_limit_bytes
         )
 
+    def open_writer_queue(self) -> EntryQueue:
+        """The queue of the writing site, trusted.
+
+        Where a crash of the host emptied it (P4), that both other sites must be compared is on record first.
+        """
+        queue = self.open_queue()
+        roles = self.state.roles
+        if roles is not None and not queue.trusted:
+            for site in (roles.sync_to, roles.async_to):
+                if site is not None:
+                    self.state.doubt(site, roles.epoch)
+            queue.acknowledge_loss()
+        return queue
+
     def open_positions(self) -> WritePositions:
         """The write positions of this site; DeviceError while another process has them open."""
         return WritePositions.open(self.paths.written, self.volume.uuid, size_bytes=self.volume.size_bytes)

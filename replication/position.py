@@ -15,6 +15,7 @@ The rule is sound because of P1: whoever takes over holds a prefix of the newest
 | beyond the end of its epoch in our history    | AHEAD      | allocated   |
 | of an epoch that our history does not know    | AHEAD      | allocated   |
 | a prefix, but before what it promised us      | REGRESSED  | allocated   |
+| a prefix, but our host crashed since (P4)     | DOUBTFUL   | allocated   |
 | a prefix, the next entry is in the queue      | CONTIGUOUS | queue       |
 | a prefix, nothing was written since           | CONTIGUOUS | queue       |
 | a prefix, the next entry is not in the queue  | GAP        | listed      |
@@ -53,6 +54,7 @@ class Standing(StrEnum):
     GAP = "gap"
     BLANK = "blank"
     AHEAD = "ahead"
+    DOUBTFUL = "doubtful"
     REGRESSED = "regressed"
     SUPERSEDED = "superseded"
 
@@ -71,6 +73,7 @@ REMEDIES: Final = {
     Standing.GAP: Remedy.LISTED,
     Standing.BLANK: Remedy.ALLOCATED,
     Standing.AHEAD: Remedy.ALLOCATED,
+    Standing.DOUBTFUL: Remedy.ALLOCATED,
     Standing.REGRESSED: Remedy.ALLOCATED,
     Standing.SUPERSEDED: Remedy.STOP,
 }
@@ -81,13 +84,15 @@ class Stream(NamedTuple):
 
     `history` holds the current epoch and every earlier one. `oldest` is the first entry in the queue (None:
     it is empty), `next_sequence` the number the next write will get, `promised` the furthest position that
-    the far site ever reported durable to this writer (None: it never did).
+    the far site ever reported durable to this writer (None: it never did). `doubted`: a crash of this host
+    lost entries, and perhaps writes that the far site has and the records of the log that name them.
     """
 
     history: tuple[EpochStart, ...]
     oldest: int | None
     next_sequence: int
     promised: Position | None = None
+    doubted: bool = False
 
     @property
     def epoch(self) -> int:
@@ -143,6 +148,8 @@ def _standing(far: Position, ours: Stream) -> tuple[Standing, str]:
         return Standing.AHEAD, f"the far site is at {far}, but epoch {far.epoch} {known}"
     if _broke_promise(far, ours):
         return Standing.REGRESSED, f"the far site is at {far}, but had reported {ours.promised} durable"
+    if ours.doubted:
+        return Standing.DOUBTFUL, "a crash of this host lost writes that the far site may have"
     if far.sequence == ours.next_sequence - 1:
         return Standing.CONTIGUOUS, "the far site has every write"
     if ours.oldest is not None and ours.oldest <= far.sequence + 1:

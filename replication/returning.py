@@ -84,7 +84,8 @@ def _of_writer(
     queue = place.open_queue()
     try:
         state = queue.state()
-        if not state.trusted or state.drop_reason in {"crash", "damaged"}:
+        lost = state.drop_reason in {"crash", "damaged"} and state.dropped_through > after_sequence
+        if lost or not state.trusted:
             _keep_listed(place, area, writer)
             return [], False, "its host crashed and its queue is lost; everything in use is compared"
         if state.dropped_through > after_sequence:

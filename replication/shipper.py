@@ -52,6 +52,9 @@ from vsap.queue import QueueCounts, QueueState
 POLL_SECONDS: Final = 0.05
 """The queue is looked at this often without being notified: the mount process may have died."""
 TRIM_SECONDS: Final = 0.05
+GATHER_SECONDS: Final = 0.01
+"""Pause after a set that took everything there was. What comes meanwhile is sent, synced, acknowledged and
+applied as one set; set by set, a busy writer would lose its processors to its own shipping."""
 SET_BYTES: Final = 8 << 20
 IN_FLIGHT_BYTES: Final = 32 << 20
 IN_FLIGHT_SETS: Final = 256
@@ -112,6 +115,7 @@ class Shipper:
         history: tuple[EpochStart, ...],
         ranges_for: Callable[[Remedy, Position], list[Range]],
         pair: Pair,
+        doubted: Callable[[], bool] = lambda: False,
         settle_log: Callable[[], Awaitable[None]] | None = None,
         on_far: Callable[[Position, int], None] | None = None,
         on_pair: Callable[[Pair], None] | None = None,
@@ -122,7 +126,8 @@ class Shipper:
         """`dial` connects, says hello and returns the channel, not running yet. It raises channel errors.
 
         `history`: the epochs up to the current one. `ranges_for(remedy, far)` lists what a difference copy
-        must look at; it blocks, and runs in a thread. `settle_log` returns when the mounted file system has
+        must look at; it blocks, and runs in a thread. `doubted()`: a crash of this host lost entries, and the
+        far site was not compared since. `settle_log` returns when the mounted file system has
         committed everything it wrote (at once where none is mounted), or raises ControlError.
         `on_far(durable, applied_sequence)` and
         `on_pair(pair)` are told of every change.
@@ -134,6 +139,7 @@ class Shipper:
         self._history = history
         self._epoch = max(start.epoch for start in history)
         self._ranges_for = ranges_for
+        self._doubted = doubted
         self._settle_log = settle_log
         self._on_far = on_far
         self._on_pair = on_pair
@@ -265,7 +271,7 @@ class Shipper:
     def _stream(self, state: QueueState) -> Stream:
         promised = Position(state.far_epoch, state.far_durable_sequence) if state.far_epoch else None
         oldest = state.oldest_sequence if state.oldest_sequence < state.next_sequence else None
-        return Stream(self._history, oldest, state.next_sequence, promised)
+        return Stream(self._history, oldest, state.next_sequence, promised, self._doubted())
 
     async def _copy(self, far: FarSite, judgement: Judgement, *, since: int) -> None:
         """The difference copy; the order of `since`, the commit and the listing is the one it demands."""
@@ -302,6 +308,8 @@ class Shipper:
             if state.eligible_sequence >= following:
                 if self._room(far):
                     await self._send(far, following, state.eligible_sequence)
+                    if far.tail.sequence >= state.eligible_sequence:
+                        await trio.sleep(GATHER_SECONDS)
                     continue
             elif self.pair.state is State.SUSPENDING and far.durable >= far.tail:
                 self._event(Event.DRAINED, self.pair.reason)

@@ -83,6 +83,9 @@ async def _from_sync(
     await trio.to_thread.run_sync(part.area.flush)
     await trio.to_thread.run_sync(part.positions.flush)
     new = msgspec.structs.replace(draft, start_sequence=part.receiver.received_sequence)
+    if async_to is not None and not facts.in_step:
+        # After a crash of this host it may lack what the async site has, and the records that name it.
+        site.state.doubt(async_to, epoch)
     return await _become_writer(site, new, 0 if proven else None, sentence)
 
 

@@ -44,7 +44,7 @@ class WriterPart:
         self._site = site
         self._nursery = nursery
         self.area = area
-        self.queue = site.place.open_queue()
+        self.queue = site.place.open_writer_queue()
         stack.callback(self.queue.close)
         self.levelling = Levelling(site.place, area)
         self.files_listed = 0
@@ -69,6 +69,7 @@ class WriterPart:
             history=history_of(site.state.epoch_starts()),
             ranges_for=self._ranges_for,
             pair=pair,
+            doubted=lambda: place.state.doubted("async"),
             settle_log=site.settle_log,
             on_far=self._on_far,
             on_pair=self._on_pair,
@@ -89,7 +90,7 @@ class WriterPart:
     def _ranges_for(self, remedy: Remedy, far: Position) -> list[Range]:
         """What a difference copy must look at; in a worker thread. DeviceError if the area is unreadable."""
         place = self._site.place
-        compare_all = remedy is Remedy.ALLOCATED or place.state.untrusted_since is not None
+        compare_all = remedy is Remedy.ALLOCATED
         written = None if compare_all else trio.from_thread.run(self._site.written_after, far.sequence)
         try:
             with opened_area(place.paths.area) as device:
@@ -115,8 +116,7 @@ class WriterPart:
         state.set_pair("async", roles.writer, roles.async_to, str(pair.state), pair.reason)
         if pair.state is State.DUPLEX:
             self._keep_take_over()
-            if state.untrusted_since is not None:
-                state.set_untrusted_since(None)
+            state.settle(roles.async_to)
 
     def _keep_take_over(self) -> None:
         """Put the figures of the finished recovery copy on record, for a failover that is run again."""

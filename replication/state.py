@@ -25,12 +25,12 @@ KEY_ROLES: Final = b"roles"
 KEY_NEWEST_KNOWN: Final = b"newest-known"
 KEY_TAKE_OVER: Final = b"take-over"
 KEY_LEVEL: Final = b"level"
-KEY_UNTRUSTED: Final = b"untrusted"
 KEY_PREPARED: Final = b"prepared"
 KEY_INCARNATION: Final = b"incarnation"
 KEY_HELD: Final = b"held"
 PREFIX_HISTORY: Final = b"history/"
 PREFIX_PAIR: Final = b"pair/"
+PREFIX_DOUBT: Final = b"doubt/"
 
 PairKind = Literal["sync", "async"]
 T = TypeVar("T")
@@ -228,14 +228,19 @@ class SiteState:
         """Begin, change or (None) end being brought level."""
         self._put(KEY_LEVEL, record)
 
-    @property
-    def untrusted_since(self) -> int | None:
-        """The sequence after which this site's queue lost entries in a crash of the host (P4), or None."""
-        return self._get(KEY_UNTRUSTED, int)
+    def doubted(self, site: SiteName) -> bool:
+        """Whether everything in use must be compared with `site` in this epoch: see `doubt`."""
+        roles = self.roles
+        return roles is not None and self._get(_doubt_key(site), int) == roles.epoch
 
-    def set_untrusted_since(self, sequence: int | None) -> None:
-        """Remember (or, with None, settle) that the queue cannot say what was written after `sequence`."""
-        self._put(KEY_UNTRUSTED, sequence)
+    def doubt(self, site: SiteName, epoch: int) -> None:
+        """A crash of this host lost writes that `site` may have, and the records that name them (P4)."""
+        self._put(_doubt_key(site), epoch)
+
+    def settle(self, site: SiteName) -> None:
+        """The comparison with `site` is complete; nothing is written where it was not in doubt."""
+        if self._get(_doubt_key(site), int) is not None:
+            self._put(_doubt_key(site), None)
 
     @property
     def prepared_epoch(self) -> int:
@@ -264,6 +269,10 @@ class SiteState:
     def set_held_epoch(self, epoch: int) -> None:
         """Hold the site in `epoch`, or (0) let it be mounted again."""
         self._put(KEY_HELD, epoch)
+
+
+def _doubt_key(site: SiteName) -> bytes:
+    return PREFIX_DOUBT + site.encode()
 
 
 def _history_key(epoch: int) -> bytes:

@@ -50,8 +50,6 @@ _FAILURES: Final = (PeerUnreachable, PeerRefused, RemoteProtocolError, DeviceErr
 class _Queue(Source, Protocol):
     @property
     def next_sequence(self) -> int: ...
-    @property
-    def trusted(self) -> bool: ...
 
 
 class SyncCopy(SyncLedger):
@@ -72,6 +70,7 @@ class SyncCopy(SyncLedger):
         common_flush: Callable[[], int],
         protect: bool = True,
         protect_timeout_seconds: float = 10.0,
+        doubted: bool = False,
         told: bool = False,
         on_told: Callable[[bool], None] | None = None,
         pair: Pair | None = None,
@@ -82,10 +81,11 @@ class SyncCopy(SyncLedger):
         """`differing(n)`: the ranges that may differ from a secondary that has the stream up to n, or None.
 
         None: not known; then `allocated()`, everything in use, is compared by hash. `common_flush()`: the
-        newest sequence known to be on stable storage at both. `told`: the secondary knows, from an earlier
-        mount, that writes may be complete without it; `on_told` is to keep that, durably, before it returns.
-        `pair`: the state on record, `on_pair` is told every change of it. `on_superseded` is told the newer
-        roles when the secondary has them.
+        newest sequence known to be on stable storage at both. `doubted`: a crash of this host lost entries,
+        and the secondary was not compared since. `told`: the secondary knows, from an earlier mount, that
+        writes may be complete without it; `on_told` is to keep that, durably, before it returns. `pair`: the
+        state on record, `on_pair` is told every change of it. `on_superseded` is told the newer roles when
+        the secondary has them.
         """
         super().__init__(peer, protect=protect, told=told, on_told=on_told, pair=pair, on_pair=on_pair)
         self.roles = roles
@@ -107,6 +107,7 @@ class SyncCopy(SyncLedger):
         self._stream: SyncStream | None = None
         self._resync: Resync | None = None
         self._far: FarPosition | None = None
+        self._doubted = doubted
         self._repaired = False
         self._force_copy = False
         self._out_since: float | None = None
@@ -308,7 +309,7 @@ class SyncCopy(SyncLedger):
             welcome,
             self.roles,
             newest=self._newest,
-            queue_whole=self._queue.trusted or self._repaired,
+            queue_whole=not self._doubted,
             resync=resync,
             force_copy=self._force_copy,
         )
@@ -347,7 +348,7 @@ class SyncCopy(SyncLedger):
         else:
             # After a crash of this host it is this site that may lack what the secondary received.
             start = min(welcome.received_sequence, self._common_flush())
-            known = known and on_our_history(welcome, self.roles)
+            known = known and not self._doubted and on_our_history(welcome, self.roles)
             ranges = self._differing(start) if known and welcome.received_sequence <= self._newest else None
             if ranges is not None:
                 resync = Resync(welcome.incarnation, copy=ranges)
@@ -404,6 +405,7 @@ class SyncCopy(SyncLedger):
         self._durable = max(self._durable, sequence)
         self._in_step = True
         self._initial = False
+        self._doubted = False
         self._repaired = True
         self._refusal = None
         self._out_since = None

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from replication.config import SITE_NAMES, Config, SiteName, load
@@ -85,7 +85,12 @@ class Process:
         self._log = log.open("ab")
         self.newest = 0
         self.popen = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=self._log, text=True
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
         )
 
     def line(self) -> str:
@@ -101,6 +106,12 @@ class Process:
             if line.startswith(wanted):
                 return line
         raise AssertionError(f"ended before {wanted!r}: {Path(self._log.name).read_text()[-3000:]}")
+
+    def say(self, line: str) -> None:
+        """A line for it to read."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(line + "\n")
+        self.popen.stdin.flush()
 
     def signal(self, number: int) -> None:
         """Send a signal."""
@@ -129,6 +140,9 @@ class Process:
             self.popen.wait(20)
         if self.popen.stdout is not None:
             self.popen.stdout.close()
+        if self.popen.stdin is not None:
+            with suppress(BrokenPipeError):  # it ended before it read
+                self.popen.stdin.close()
         self._log.close()
 
 

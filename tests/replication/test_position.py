@@ -48,6 +48,9 @@ FORCED = (EpochStart(1, 0), EpochStart(2, 90), EpochStart(3, 80))
         (Position(1, 80), Stream(FORCED, 81, 99), Standing.CONTIGUOUS),
         (Position(1, 3), Stream((EpochStart(2, 0),), 1, 5), Standing.AHEAD),
         (Position(1, 3), Stream(FIRST, 1, 9, Position(1, 4)), Standing.REGRESSED),
+        (Position(1, 4), Stream(FIRST, None, 5, doubted=True), Standing.DOUBTFUL),
+        (Position(1, 3), Stream(FIRST, 1, 5, doubted=True), Standing.DOUBTFUL),
+        (NOWHERE, Stream(FIRST, 1, 5, doubted=True), Standing.BLANK),
         (Position(1, 4), Stream(FIRST, 1, 9, Position(1, 4)), Standing.CONTIGUOUS),
         # What was promised off our history (the writer that heard it is superseded) binds nobody.
         (Position(1, 80), Stream(TAKEN_OVER, 81, 95, Position(1, 94)), Standing.CONTIGUOUS),
