@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from jfs import replay
 from jfs.coverage import Coverage, CoveragePolicy
 from jfs.device import BlockDevice
 from jfs.errors import CorruptionError
@@ -13,13 +12,11 @@ from jfs.fsck_blocks import BlockUse
 from jfs.fsck_codes import Fault
 from jfs.fsck_tree import TolerantCache, TreeWalk
 from jfs.layout import BLOCK_BYTES, FREE_MAP_INO, GROUP, SUPERBLOCK_SLOTS, Superblock, make_key
-from jfs.log import BATCH, BATCH_MAGIC, LogReader, decode_batch
-from jfs.replay import LogEnd
+from jfs.replay import LogEnd, Replayer, log_reader
 from jfs.tree import Tree
 from jfs.volume import Volume
 
 CACHE_BYTES = 64 << 20
-_MAGIC_AT = next(offset for offset, _, part in BATCH.layout() if part.name == "magic")
 Progress = Callable[[float, str], None]
 
 
@@ -180,39 +177,12 @@ def _check_table(superblock: Superblock) -> Fault | None:
 def _replay(opened: Opened) -> LogEnd:
     """Read the log as a mount does; what comes after damage is left out and reported."""
     volume = opened.volume
-    superblock = volume.superblock
-    reader = LogReader(volume.device, superblock.uuid, superblock.tail, superblock.segment_blocks)
-    reader.segments[0].start = replay._segment_of(superblock, superblock.tail.block)
-    replayer = replay._Replayer(volume, reader)
-    sentence = ""
+    replayer = Replayer(volume, log_reader(volume))
+    end = replayer.end
     try:
-        end = replayer.run()
-        sentence = _find_lost(volume, end, reader.place.lsn)
+        replayer.run()
     except CorruptionError as error:
-        sentence = error.sentence
-        end = replayer.end
-    if sentence:
-        opened.faults.append(Fault("log-damaged", "log", sentence))
+        opened.faults.append(Fault("log-damaged", "log", error.sentence))
     volume.coverage.written_up_to(volume.device.issued_sequence)
     volume.superblock_sequence = volume.device.issued_sequence
     return end
-
-
-def _find_lost(volume: Volume, end: LogEnd, lsn: int) -> str:
-    """What to say if a batch says that the log was durable once beyond the number where it ends now, else
-    nothing.
-
-    A mount looks for such a batch in the segment where the log ends; damage to the jump at the end of a
-    segment shows only in other segments.
-    """
-    superblock = volume.superblock
-    length = superblock.segment_blocks * BLOCK_BYTES
-    for start in end.owned:
-        raw = memoryview(volume.device.read(start * BLOCK_BYTES, length))
-        for offset in range(0, length, BLOCK_BYTES):
-            if raw[offset + _MAGIC_AT : offset + _MAGIC_AT + len(BATCH_MAGIC)] != BATCH_MAGIC:
-                continue
-            batch = decode_batch(raw[offset:], superblock.uuid, start + offset // BLOCK_BYTES)
-            if batch is not None and batch.lsn > lsn and batch.durable_lsn > lsn:
-                return f"log batch {lsn} is damaged: batch {batch.lsn} says that it was durable once"
-    return ""

@@ -21,8 +21,6 @@ from jfs.device import BlockDevice
 from jfs.errors import CorruptionError, NoSpace
 from jfs.layout import BLOCK_BYTES, SEGMENT_TABLE_LIMIT, LogPlace
 
-__all__ = ["BATCH", "BATCH_MAGIC", "LogFull", "LogReader", "LogWriter", "Segment", "decode_batch"]
-
 PART_BYTES = 128 << 10
 
 
@@ -51,12 +49,13 @@ class LogReader:
         uuid: UUID,
         tail: LogPlace,
         segment_blocks: int,
-        others: Sequence[int] = (),
+        owned: Sequence[int] = (),
     ) -> None:
+        """`owned`: the segments of the log; may change while the chain is followed."""
         self._device = device
         self._uuid = uuid
         self._segment_blocks = segment_blocks
-        self._others = others
+        self.owned = owned
         self.place = tail
         self.segments = [Segment(tail.block, 0, tail)]
 
@@ -96,24 +95,26 @@ class LogReader:
     def _check_end(self, raw: memoryview, start: int) -> None:
         """The chain ends here. If a later batch knows this one to have been durable, it was damaged.
 
-        Later batches are looked for in the rest of the segment and at the start of every other.
+        Later batches are looked for in the rest of the segment and in every other. The first batch of a
+        segment knows of nothing newer than the jump before it does: those behind it say that it was durable.
         """
-        for block in range(self.place.block + 1 - start, self._segment_blocks):
-            self._check_later(raw[block * BLOCK_BYTES :], start + block)
-        for other in self._others:
-            head = memoryview(self._device.read(other * BLOCK_BYTES, BLOCK_BYTES))
-            if head[MAGIC_AT : MAGIC_AT + 4] == BATCH_MAGIC and other != start:
+        self._check_later(raw, start, self.place.block + 1 - start)
+        for other in self.owned:
+            if other != start:
                 whole = self._device.read(other * BLOCK_BYTES, self._segment_blocks * BLOCK_BYTES)
-                self._check_later(memoryview(whole), other)
+                self._check_later(memoryview(whole), other, 0)
 
-    def _check_later(self, raw: memoryview, block: int) -> None:
-        if raw[MAGIC_AT : MAGIC_AT + 4] != BATCH_MAGIC:
-            return
-        later = decode_batch(raw, self._uuid, block)
-        if later is not None and later.lsn > self.place.lsn and later.durable_lsn > self.place.lsn:
-            raise CorruptionError(
-                f"log batch {self.place.lsn} at block {self.place.block} is damaged: it was durable once"
-            )
+    def _check_later(self, raw: memoryview, start: int, first: int) -> None:
+        """Look at a segment from one of its blocks on."""
+        for at in range(first * BLOCK_BYTES, len(raw), BLOCK_BYTES):
+            if raw[at + MAGIC_AT : at + MAGIC_AT + len(BATCH_MAGIC)] != BATCH_MAGIC:
+                continue
+            later = decode_batch(raw[at:], self._uuid, start + at // BLOCK_BYTES)
+            if later is not None and later.lsn > self.place.lsn and later.durable_lsn > self.place.lsn:
+                raise CorruptionError(
+                    f"log batch {self.place.lsn} at block {self.place.block} is damaged:"
+                    f" batch {later.lsn} says that it was durable once"
+                )
 
 
 class LogWriter:

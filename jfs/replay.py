@@ -49,7 +49,7 @@ class LogEnd:
     owned: list[int]
 
 
-class _Replayer:
+class Replayer:
     """Applies atomic changes, complete ones only, in order."""
 
     def __init__(self, volume: Volume, reader: LogReader) -> None:
@@ -58,6 +58,7 @@ class _Replayer:
         self._unfinished: list[tuple[Batch, int]] = []
         superblock = volume.superblock
         self.end = LogEnd(superblock.tail, list(reader.segments), list(superblock.segments))
+        reader.owned = self.end.owned
 
     def run(self) -> LogEnd:
         checkpoint = self._volume.superblock.checkpoint
@@ -122,14 +123,18 @@ def load_volume(
     """The volume as its log leaves it, in memory only: nothing is written."""
     superblock = read_superblock(device)
     volume = Volume(device, superblock, Coverage(policy or CoveragePolicy()), cache_bytes)
-    reader = LogReader(
-        device, superblock.uuid, superblock.tail, superblock.segment_blocks, superblock.segments
-    )
-    reader.segments[0].start = _segment_of(superblock, superblock.tail.block)
-    end = _Replayer(volume, reader).run()
+    end = Replayer(volume, log_reader(volume)).run()
     volume.coverage.written_up_to(device.issued_sequence)
     volume.superblock_sequence = device.issued_sequence
     return volume, end
+
+
+def log_reader(volume: Volume) -> LogReader:
+    """Follows the log of a volume from its tail."""
+    superblock = volume.superblock
+    reader = LogReader(volume.device, superblock.uuid, superblock.tail, superblock.segment_blocks)
+    reader.segments[0].start = _segment_of(superblock, superblock.tail.block)
+    return reader
 
 
 def _segment_of(superblock: Superblock, block: int) -> int:

@@ -32,7 +32,7 @@ from jfs.volume import Changes, Volume
 logger = logging.getLogger(__name__)
 COARSEN = "coarsen"
 WAIT = "wait"
-TICK_SECONDS = 1.0
+TICK_SECONDS = 0.5
 ROOM_TRIES = 8
 WAIT_SECONDS = 1.0
 
@@ -41,7 +41,7 @@ WAIT_SECONDS = 1.0
 class StoreOptions:
     """How a store behaves. `epoch` is written with the next superblock if it is a higher one."""
 
-    commit_seconds: float = 5.0
+    commit_seconds: float = 1.0  # a change is on its way to the disks at most this long after it was made
     idle_checkpoint_seconds: float = 3.0
     linger_seconds: float = 2.0
     on_log_full: str = COARSEN  # or WAIT: commits wait for the far site rather than name files less precisely
@@ -467,7 +467,8 @@ class Store:
         ):
             await self.checkpoint()
         self._ripe_files, ripe_regions = self._coverage.ripe(volume.far_state())
-        is_due = idle_seconds > options.commit_seconds and self._has_unflushed()
+        # The tick after this one would be too late.
+        is_due = idle_seconds + TICK_SECONDS > options.commit_seconds and self._has_unflushed()
         if is_due or self._ripe_files or ripe_regions:
             self._retire = True
             await self.commit()

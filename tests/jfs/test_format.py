@@ -185,8 +185,10 @@ async def test_a_damaged_durable_batch_is_told_from_the_end_of_the_log() -> None
     checkpoint = volume.superblock.checkpoint
     assert end.place.lsn > checkpoint.lsn + 20
     assert len(end.segments) > 2
-    damaged = range(checkpoint.block + 1, end.segments[1].start - 1)  # batches, the last one is the jump
-    for block in damaged:
+    last_block = volume.superblock.segment_blocks - 1
+    jumps = [segment.start + last_block for segment in end.segments[:-1]]  # every batch here is one block
+    assert end.place.lsn > end.segments[-1].place.lsn + 1  # a batch behind the last jump saw it durable
+    for block in [*range(checkpoint.block + 1, jumps[0]), *jumps]:
         device.blocks = {**good, block: bytes(BLOCK_BYTES)}
         with pytest.raises(CorruptionError, match="it was durable once"):
             load_volume(device)

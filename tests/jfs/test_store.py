@@ -11,9 +11,8 @@ from trio.testing import MockClock
 from jfs.coverage import CoveragePolicy
 from jfs.errors import CorruptionError, DeviceError, FileSystemError, NoSpace
 from jfs.layout import BLOCK_BYTES, EXTENT, INODE, encode_extent, key_range, make_key
-from jfs.log import LogReader
 from jfs.mkfs import make_file_system, segment_bytes_for
-from jfs.replay import _Replayer, load_volume
+from jfs.replay import Replayer, load_volume, log_reader
 from jfs.store import Store, StoreOptions
 from tests.devices import MemoryDevice
 from tests.jfs.crash_model import check_ownership
@@ -331,9 +330,7 @@ async def test_replaying_twice_is_the_same_as_once() -> None:
     volume, end = load_volume(store.device)
     once = list(volume.scan(*EVERYTHING)), list(volume.free_map.used_runs()), volume.inodes
     free_blocks = volume.free_map.free_blocks
-    superblock = volume.superblock
-    again = LogReader(store.device, superblock.uuid, superblock.tail, superblock.segment_blocks)
-    assert _Replayer(volume, again).run() == end
+    assert Replayer(volume, log_reader(volume)).run() == end
     assert (list(volume.scan(*EVERYTHING)), list(volume.free_map.used_runs()), volume.inodes) == once
     assert volume.free_map.free_blocks == free_blocks
 
@@ -451,6 +448,19 @@ async def test_the_background_task_commits_checkpoints_and_retires(autojump_cloc
         quiet = store.device.issued_sequence
         await trio.sleep(600)
         assert store.device.issued_sequence == quiet
+        await store.close()
+
+
+async def test_what_was_done_is_durable_a_second_later(autojump_clock: MockClock) -> None:
+    """sync(2) reaches a FUSE file system only as WRITE requests: what they brought must not wait for long."""
+    store = await make_store()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.run)
+        for turn in range(30):
+            await trio.sleep(0.37)
+            store.put(make_key(20 + turn, INODE), b"x")
+            await trio.sleep(1.01)
+            assert (await reopened(store)).get(make_key(20 + turn, INODE)) == b"x"
         await store.close()
 
 
