@@ -147,7 +147,7 @@ async def a_volume() -> MemoryDevice:
     for ino in range(16, 316):
         store.put(make_key(ino, INODE), Inode(0o100644, name=b"file", parent_ino=1).encode())
     await store.checkpoint()
-    for ino in range(16, 50):
+    for ino in range(16, 53):
         store.put(make_key(ino, INODE), Inode(0o100600, name=b"other", parent_ino=1).encode())
         await store.commit()
     return device
