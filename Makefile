@@ -72,7 +72,7 @@ test: lint
 
 soak: setup
 	@seed="$${SEED:-$$RANDOM$$RANDOM}"; echo "soak: seed $$seed (repeat with: make soak SEED=$$seed)"; \
-	TRISITE_SEED="$$seed" $(BIN)/python -m pytest -m soak --timeout=0
+	TRISITE_SEED="$$seed" $(BIN)/python -m pytest -m soak
 
 bench: setup
 	$(BIN)/python -m tools.bench

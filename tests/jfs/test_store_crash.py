@@ -42,6 +42,7 @@ def test_power_cuts(seed: int, part: int) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)
 def test_power_cuts_soak(seed: int) -> None:
     for story in stories(seed, 0, 100_000):
         tell(story)

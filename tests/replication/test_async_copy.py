@@ -182,6 +182,7 @@ async def test_any_death_leaves_a_state_of_the_stream(number: int, seed: int) ->
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)
 async def test_many_deaths(seed: int) -> None:
     for number in range(2000):
         await one_life(seed * 100_000 + number)

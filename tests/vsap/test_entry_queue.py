@@ -338,6 +338,7 @@ def test_files_stay_small_while_entries_pass(opened: Opener) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)
 def test_ten_million_entries_cost_the_same_at_the_end(opened: Opener) -> None:
     """Prints time an entry and file sizes every million entries."""
     queue = opened()
