@@ -21,6 +21,10 @@ from tools.errors import Failure
 ROOT: Final = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS: Final = 120.0
 OPTIONS: Final = "silence_seconds = 1.0\nprotect_timeout_seconds = 20.0\n"
+IMPATIENT: Final = (
+    "silence_seconds = 1.0\nprotect_timeout_seconds = 0.5\n"  # writes fail without the sync site
+)
+SHORT_QUEUE: Final = f'{OPTIONS}queue_limit_bytes = "2MiB"\n'  # outgrown while the far site is away
 STEPS_FIRST: Final = 20  # acknowledged steps that make a load a load
 
 
@@ -40,6 +44,7 @@ class Ground(Stage):
         self.size = size
         self.options = options
         self.seed = ""
+        self.reasons: set[str] = set()  # why a pair did not follow, whenever that was looked at
 
     def prepare(self) -> None:
         """Three running sites with an empty file system, mounted at primary."""
@@ -56,9 +61,15 @@ class Ground(Stage):
             self.start(site, [*trisite_command(), "site", site, "-c", str(self.config)])
         if sites:
             self.wait_for(
-                lambda: all(self.answer("status")["sites"][site]["reachable"] for site in sites),
+                lambda: all(self.status()["sites"][site]["reachable"] for site in sites),
                 f"the daemons of {', '.join(sites)} to answer",
             )
+
+    def status(self) -> dict[str, Any]:
+        """`trisite status`."""
+        status = self.answer("status")
+        self.reasons |= {pair["reason"] for pair in status["pairs"] if pair["state"] != "Duplex"}
+        return status
 
     # -- the load
 
@@ -120,7 +131,7 @@ class Ground(Stage):
         """Wait until these sites follow: the pairs are Duplex."""
 
         def duplex() -> bool:
-            pairs = self.answer("status")["pairs"]
+            pairs = self.status()["pairs"]
             following = {pair["to"] for pair in pairs if (pair["from"], pair["state"]) == (source, "Duplex")}
             return following >= set(targets)
 
@@ -163,11 +174,24 @@ class Toll(NamedTuple):
 
 
 class Campaign:
-    """Kills of the same victims at random moments, each followed by a restart and the whole check."""
+    """Kills of the same victims at random moments, each followed by a restart and the whole check.
 
-    def __init__(self, ground: Ground, victims: Sequence[str], seed: int) -> None:
+    Sites stay away up to `away_seconds`. `failing`: that is longer than writes wait for them, so calls fail.
+    """
+
+    def __init__(
+        self,
+        ground: Ground,
+        victims: Sequence[str],
+        seed: int,
+        *,
+        away_seconds: float = 1.5,
+        failing: bool = False,
+    ) -> None:
         self.ground = ground
         self.victims = tuple(victims)
+        self.away_seconds = away_seconds
+        self.failing = failing or "mount" in victims
         self.chance = random.Random(f"{seed} {self.victims}")
         ground.seed = str(seed)
 
@@ -198,7 +222,7 @@ class Campaign:
             ground.mount("primary")
             self.nothing_lost()  # before anything else could hide what the restart found
         else:
-            time.sleep(chance.uniform(0.0, 1.5))
+            time.sleep(chance.uniform(0.0, self.away_seconds))
             ground.start_sites(daemons)
             time.sleep(chance.uniform(0.0, 0.8))
             ground.stop_load()
@@ -222,7 +246,7 @@ class Campaign:
         found = self.ground.look()
         if found.faults:
             raise Failure(f"{len(found.faults)} faults: {'; '.join(found.faults[:5])}")
-        if found.errors and "mount" not in self.victims:
+        if found.errors and not self.failing:
             # Every site is back before `protect_timeout_seconds`: the application waits and hears nothing.
             raise Failure(f"{len(found.errors)} calls failed under a mount that lived: {found.errors[0]}")
         return found

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.kills import Campaign, Ground, TakeOvers, Toll, prepared
+from tests.system.kills import IMPATIENT, SHORT_QUEUE, Campaign, Ground, TakeOvers, Toll, prepared
 from tests.system.load import MOUNT_GONE
 from tests.system.load_ledger import Ledger
 from tests.system.load_workers import WORKERS, Appender, Creator, Worker
@@ -52,6 +52,23 @@ def test_campaign_of_kills(
         toll = Campaign(ground, victims, seed).run(LONG)
     tell(toll, seed, capsys)
     assert toll.acknowledged > LONG
+
+
+@pytest.mark.fuse
+@pytest.mark.soak
+@pytest.mark.timeout(LONG_SECONDS)
+@pytest.mark.parametrize(("victim", "options"), [("sync", IMPATIENT), ("async", SHORT_QUEUE)])
+def test_campaign_of_sites_that_stay_away(
+    tmp_path: Path, seed: int, victim: str, options: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the sync site calls fail; without the far site the queue is given up for a comparing copy."""
+    with prepared(tmp_path / "volume", options=options) as ground:
+        campaign = Campaign(ground, (victim,), seed, away_seconds=4.0, failing=victim == "sync")
+        toll = campaign.run(max(1, LONG // 2))
+    tell(toll, seed, capsys)
+    assert toll.acknowledged > LONG
+    assert (toll.errors > 0) == (victim == "sync")
+    assert victim == "sync" or any("left the queue" in reason for reason in ground.reasons)
 
 
 @pytest.mark.fuse
