@@ -23,7 +23,7 @@ __all__ = ["LocalClient", "LocalServer"]
 
 MAX_LINE_BYTES: Final = 16 << 20
 _RECEIVE_BYTES: Final = 64 * 1024
-_EVERY_SECONDS: Final = 0.002
+_EVERY_SECONDS: Final = 0.005
 """Positions are sent at most this often; each carries everything before it."""
 _CREDENTIALS: Final = struct.Struct("3i")
 

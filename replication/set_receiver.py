@@ -34,13 +34,16 @@ from replication.position import NOWHERE, Position
 from replication.ranges import normalise
 from replication.set_format import SET_TYPES
 from replication.set_journal import CheckedFrame, JournalError, JournalledSet, SetJournal
-from vsap.digest import digest_ranges
+from vsap.digest import Readable, digest_ranges
 
 PENDING_BYTES: Final = 16 << 20
 """Frames received but not yet written to the journal, above which nothing more is received."""
 HEARTBEAT_SECONDS: Final = 1.0
 """A receiver that cannot take more, or that computes, says its position this often: it is slow, not dead."""
 APPLY_BYTES: Final = 8 << 20
+APPLY_SECONDS: Final = 0.03
+"""Pause between two rounds of applying while little waits: what is journalled is safe, and many small sets
+cost less together than one by one."""
 DIGESTS_KEPT: Final = 64
 
 
@@ -367,6 +370,8 @@ class SetReceiver:
             self._flush_asked = False
             if self._unapplied:
                 await self._apply()
+                if self._unapplied_bytes < APPLY_BYTES:
+                    await trio.sleep(APPLY_SECONDS)
             else:
                 with trio.move_on_at(flush_at):
                     await self._changed.wait()
@@ -468,7 +473,7 @@ def apply_frame(area: Area, frame: Frame) -> None:
         area.discard(discard.offset, discard.length)
 
 
-def differing_ranges(area: Area, question: Hashes) -> tuple[tuple[int, int], ...]:
+def differing_ranges(area: Readable, question: Hashes) -> tuple[tuple[int, int], ...]:
     """The leaves of the question's range whose digests in `area` are others, merged."""
     own = digest_ranges(area, [(question.offset, question.length)], question.leaf_bytes)
     end = question.offset + question.length

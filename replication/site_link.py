@@ -28,6 +28,7 @@ class MountLink:
         self._gone = trio.Event()
         self._told: Roles | None = None
         self._nursery: trio.Nursery | None = None
+        self._told_far: Position | None = None
         self._server = LocalServer(
             site.place.paths.socket, on_eligible=self._on_eligible, on_mount=self._on_mount
         )
@@ -60,8 +61,10 @@ class MountLink:
             self.tell_roles(self._site.state.roles)
 
     def tell_far(self, durable: Position, applied_sequence: int) -> None:
-        """What the async site has made durable and applied."""
-        self._server.far(durable.epoch, durable.sequence, applied_sequence)
+        """What the async site has made durable and applied. The mount needs only the first."""
+        if durable != self._told_far:
+            self._told_far = durable
+            self._server.far(durable.epoch, durable.sequence, applied_sequence)
 
     def tell_roles(self, roles: Roles) -> None:
         """The mount learns the roles of this site: superseded, it refuses every further write."""

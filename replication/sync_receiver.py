@@ -37,6 +37,7 @@ from replication.handshake import refuse
 from replication.messages import Hello, RefusalCode, Refused, Welcome, encode_json
 from replication.received_record import Facts, ReceivedRecord
 from replication.roles import Roles
+from replication.set_receiver import differing_ranges
 from vsap.digest import digest_ranges
 
 __all__ = ["SyncReceiver"]
@@ -404,20 +405,8 @@ class _Session:
             raise RemoteProtocolError("a HASHES frame for a range beyond the area")
         if len(question.digests) * DIGEST_BYTES > question.length:
             raise RemoteProtocolError("a HASHES frame with more digests than data")
-        whole = [(question.offset, question.length)]
-        own = await trio.to_thread.run_sync(digest_ranges, self._area, whole, question.leaf_bytes)
-        end = question.offset + question.length
-        differing: list[tuple[int, int]] = []
-        for index, (mine, theirs) in enumerate(zip(own, question.digests, strict=True)):
-            if mine == theirs:
-                continue
-            start = question.offset + index * question.leaf_bytes
-            length = min(question.leaf_bytes, end - start)
-            if differing and sum(differing[-1]) == start:
-                differing[-1] = (differing[-1][0], differing[-1][1] + length)
-            else:
-                differing.append((start, length))
-        answer = Differ(tuple(differing))
+        differing = await trio.to_thread.run_sync(differing_ranges, self._area, question)
+        answer = Differ(differing)
         await self.channel.send(encode_differ(self._volume, self._epoch, frame.sequence, answer))
 
     # --- flushing ---------------------------------------------------------------------------------------
@@ -451,21 +440,20 @@ class _Session:
             self.stop(sentence, RefusalCode.FAULT, self._roles)
 
     async def _make_durable(self, target: int, flags: int, last: bool) -> None:
-        await trio.to_thread.run_sync(self._area.flush)
+        flushes = [self._area.flush]
         if self._positions is not None and last:
-            await trio.to_thread.run_sync(self._positions.flush)
-        if self.channel.failure is not None:
-            raise PeerUnreachable("the conversation ended")  # fenced meanwhile: nothing is noted any more
-        changes: dict[str, int] = {}
-        if last:
-            changes.update(epoch=self._epoch, copying=False, in_step=True, has_volume=True)
-        if last or not self._record.facts.copying:
-            changes.update(durable_sequence=target)
-        if flags & FLUSH_SUSPEND:
-            changes.update(in_step=False)
-        if flags & FLUSH_CLEAN:
-            changes.update(clean=True)
-        await self._save(**changes)
+            flushes.append(self._positions.flush)
+        async with self._facts_lock:
+            changes: dict[str, int] = {}
+            if last:
+                changes.update(epoch=self._epoch, copying=False, in_step=True, has_volume=True)
+            if last or not self._record.facts.copying:
+                changes.update(durable_sequence=target)
+            if flags & FLUSH_SUSPEND:
+                changes.update(in_step=False)
+            if flags & FLUSH_CLEAN:
+                changes.update(clean=True)
+            await self._save_after(flushes, changes)
 
     async def _note_hello(self) -> None:
         """A writer is here: what the last one said about being in step holds only on the same terms."""
@@ -475,20 +463,33 @@ class _Session:
 
     async def _save(self, **changes: int) -> None:
         async with self._facts_lock:
-            before = self._record.facts
-            facts = before._replace(**changes)  # type: ignore[arg-type]
-            if facts == before:
-                return
-            await trio.to_thread.run_sync(self._record.store, facts)
-            if self.channel.failure is not None:
-                raise PeerUnreachable("the conversation ended")  # fenced: positions stand still from then on
-            if before.copying and not facts.copying:
-                # In one step with the facts: what came while they were written was counted there.
-                self._record.received_sequence = self._record.copy_sequence
-            self._record.facts = facts
-            on_facts = self._receiver.on_facts
-            if on_facts is not None and facts.promise != before.promise:
-                await trio.to_thread.run_sync(on_facts, facts)
+            await self._save_after([], changes)
+
+    async def _save_after(self, flushes: Sequence[Callable[[], None]], changes: dict[str, int]) -> None:
+        """Flush and then make the facts durable, in one visit to a worker thread; then believe them.
+
+        The caller holds the lock of the facts.
+        """
+        before = self._record.facts
+        facts = before._replace(**changes)  # type: ignore[arg-type]
+
+        def work() -> None:
+            for flush in flushes:
+                flush()
+            if facts != before and self.channel.failure is None:  # fenced meanwhile: nothing more is noted
+                self._record.store(facts)
+
+        if flushes or facts != before:
+            await trio.to_thread.run_sync(work)
+        if self.channel.failure is not None:
+            raise PeerUnreachable("the conversation ended")  # fenced: positions stand still from then on
+        if before.copying and not facts.copying:
+            # In one step with the facts: what came while they were written was counted there.
+            self._record.received_sequence = self._record.copy_sequence
+        self._record.facts = facts
+        on_facts = self._receiver.on_facts
+        if on_facts is not None and facts.promise != before.promise:
+            await trio.to_thread.run_sync(on_facts, facts)
 
 
 class _Gap(Exception):

@@ -395,33 +395,13 @@ class VirtualArea:
             self._record()
 
     async def _flush_both(self, target: int) -> None:
-        """A and C at the same time. DeviceError of either."""
-        failure: DeviceError | None = None
-
-        async def flush_area() -> None:
-            nonlocal failure
-            try:
-                await trio.to_thread.run_sync(self._area.flush)
-            except DeviceError as error:
-                failure = error
-
+        """A and C at the same time: C works while this one waits for A. DeviceError of either."""
         remote = self._remote
-        if remote is None:
-            await flush_area()
-        else:
+        if remote is not None:
             remote.request_flush(target)
-            refused: DeviceError | None = None
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(flush_area)
-                try:
-                    wait = remote.wait_durable if self._durable else remote.wait_received
-                    await wait(target)
-                except DeviceError as error:
-                    refused = error
-            if refused is not None:
-                raise refused
-        if failure is not None:
-            raise failure
+        await trio.to_thread.run_sync(self._area.flush)
+        if remote is not None:
+            await (remote.wait_durable if self._durable else remote.wait_received)(target)
         self._area_flushed = max(self._area_flushed, target)
 
     # --- positions, search, marker
