@@ -248,6 +248,7 @@ class SyncStream:
         if self.live and self.channel.room > 0:
             try:
                 self._send_far()
+                return
             except (PeerUnreachable, PeerRefused, RemoteProtocolError, LocalProtocolError):
                 self.live = False
         self._wake.set()
