@@ -146,7 +146,7 @@ class Listener:
 
     @contextmanager
     def _among_greeting(self, scope: trio.CancelScope) -> Iterator[None]:
-        """Around a handshake: strangers who only connect must not keep a site out (its handshake is quick)."""
+        """Around a handshake: strangers who only connect must not keep out a site, which does not dawdle."""
         if len(self._greeting) >= _GREETING_CONNECTIONS:
             oldest = next(iter(self._greeting))
             oldest.cancel()
