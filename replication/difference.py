@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Protocol
 import trio
 
 from jfs.errors import DeviceError
-from replication.bodies import BLOCK_BYTES, Hashes, SetKind
+from replication.bodies import BLOCK_BYTES, DIGEST_BYTES, Hashes, SetKind
 from replication.far_site import CHANNEL_FAILURES, FarSite
 from replication.position import Position
 from replication.ranges import Range, normalise, pieces, total_bytes
@@ -146,10 +146,7 @@ async def copy_difference(
     copy = _Copy(far, area, source, since, progress or CopyProgress(), throttle or Throttle(None))
     copy.progress.ranges_bytes = total_bytes(wanted)
     if parts:
-        for group in grouped(wanted, PART_BYTES):
-            await far.begin(SetKind.PART, 0, timestamp_ns)
-            await copy.blocks(group)
-            await far.commit(0, part=True)
+        await copy.parts(wanted, timestamp_ns)
         wanted = []
     await far.begin(kind, 0, timestamp_ns)
     await copy.blocks(wanted)
@@ -167,8 +164,24 @@ async def copy_difference(
     )
 
 
+async def copy_nearer(
+    far: FarSite, area: Readable, ranges: Iterable[Range], *, progress: CopyProgress, timestamp_ns: int = 0
+) -> None:
+    """Bring a site nearer to an area that is written to meanwhile, without its entries.
+
+    What it holds then is no state of the stream: its position is NOWHERE. Returns when it has applied it.
+    """
+    wanted = normalise(ranges)
+    progress.ranges_bytes = total_bytes(wanted)
+    copy = _Copy(far, area, AtRest(0), 0, progress, Throttle(None))
+    await copy.parts(wanted, timestamp_ns)
+    for offset, _ in wanted[:1]:
+        # The answer to a question comes when everything before it is applied.
+        await far.ask(Hashes(offset, BLOCK_BYTES, BLOCK_BYTES, (bytes(DIGEST_BYTES),)))
+
+
 class _Copy:
-    """One difference copy under way, inside of an open set."""
+    """One difference copy under way."""
 
     def __init__(
         self,
@@ -186,8 +199,15 @@ class _Copy:
         self.progress = progress
         self._throttle = throttle
 
+    async def parts(self, ranges: Sequence[Range], timestamp_ns: int) -> None:
+        """Compare the ranges and send what differs, in sets that lead to no state."""
+        for group in grouped(ranges, PART_BYTES):
+            await self._far.begin(SetKind.PART, 0, timestamp_ns)
+            await self.blocks(group)
+            await self._far.commit(0, part=True)
+
     async def blocks(self, ranges: Sequence[Range]) -> None:
-        """Compare the ranges and send what differs; several questions are under way at a time."""
+        """Into the open set: compare the ranges and send what differs, several questions at a time."""
         questions = pieces(ranges, QUESTION_BYTES)
         failures: list[Exception] = []
 

@@ -2,8 +2,8 @@
 15).
 
 While the volume is mounted here the copy is only a first approach: what is written meanwhile is found again
-by the next one. Once the mount has ended the area is at rest, the copy is exact and its position is the
-truth. Nothing trusts a returning site before that.
+by the next one, and the target has no position. Once the mount has ended the area is at rest, the copy is
+exact and its position is the truth. Nothing trusts a returning site before that.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import trio
 
 from replication.client import dial_site
 from replication.control import LevelStatus, Range
-from replication.difference import AtRest, CopyAborted, CopyProgress, copy_difference
+from replication.difference import AtRest, CopyAborted, CopyProgress, copy_difference, copy_nearer
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.far_site import open_far_site
 from replication.parts import Place
@@ -65,16 +65,23 @@ class Levelling:
         self._status = msgspec.structs.replace(IDLE, running=True, sentence="the ranges are being listed")
 
     async def run(
-        self, target: str, roles: Roles, sequence: int, list_ranges: Callable[[], list[Range]]
+        self,
+        target: str,
+        roles: Roles,
+        sequence: int,
+        list_ranges: Callable[[], list[Range]],
+        *,
+        at_rest: bool,
     ) -> None:
         """Copy to `target` what differs; `sequence` is where the area stands (or stood before the listing).
 
-        `list_ranges` is called in a worker thread. Errors are kept for `status`, not raised.
+        Only a copy of an area `at_rest` gives the target that position. `list_ranges` is called in a worker
+        thread. Errors are kept for `status`, not raised.
         """
         error: str | None = None
         try:
             ranges = await trio.to_thread.run_sync(list_ranges)
-            await self._copy(target, roles, sequence, ranges)
+            await self._copy(target, roles, sequence, ranges, at_rest=at_rest)
         except (PeerUnreachable, PeerRefused, RemoteProtocolError, CopyAborted) as failure:
             error = str(failure)
         finally:
@@ -88,11 +95,16 @@ class Levelling:
                 position=sequence,
             )
 
-    async def _copy(self, target: str, roles: Roles, sequence: int, ranges: list[Range]) -> None:
+    async def _copy(
+        self, target: str, roles: Roles, sequence: int, ranges: list[Range], *, at_rest: bool
+    ) -> None:
         volume = self._place.volume
         channel = await dial_site(self._place, target, Purpose.LEVEL, roles, newest_sequence=sequence)
         async with open_far_site(channel, volume=volume.uuid.bytes, epoch=roles.epoch) as far:
             await far.first_report()
+            if not at_rest:
+                await copy_nearer(far, self._area, ranges, progress=self._progress)
+                return
             await copy_difference(
                 far, self._area, ranges, AtRest(sequence), since=sequence, progress=self._progress
             )

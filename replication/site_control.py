@@ -87,6 +87,13 @@ class Control:
     async def _create_volume(self, request: CreateVolume) -> Done:
         site = self._site
         identity = VolumeIdentity(uuid=UUID(request.uuid), name=request.name, size_bytes=request.size_bytes)
+        own_bytes = site.config.volume.size_bytes
+        if request.size_bytes != own_bytes:
+            raise ControlError(
+                f"the configuration of site {site.name} says the volume has {own_bytes} bytes, not "
+                f"{request.size_bytes}; give every site the same configuration and start its daemon again",
+                "invalid",
+            )
         have = site.state.identity
         if have == identity:
             return Done()
@@ -164,7 +171,7 @@ class Control:
 
         if not at_rest:
             await site.settle_log()
-        part.start_levelling(request.target, site.roles, sequence, ranges)
+        part.start_levelling(request.target, site.roles, sequence, ranges, at_rest=at_rest)
         return Done()
 
     async def _get_level(self, request: GetLevel) -> LevelStatus:

@@ -8,6 +8,7 @@ import errno
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -160,11 +161,18 @@ class WriterPart:
         return digest_ranges(self.area, ranges, leaf_bytes)
 
     def start_levelling(
-        self, target: str, roles: Roles, sequence: int, list_ranges: Callable[[], list[Range]]
+        self,
+        target: str,
+        roles: Roles,
+        sequence: int,
+        list_ranges: Callable[[], list[Range]],
+        *,
+        at_rest: bool,
     ) -> None:
         """Level a returning site; the status is asked for with GetLevel."""
         self.levelling.begin(target)
-        self._nursery.start_soon(self.levelling.run, target, roles, sequence, list_ranges)
+        run = partial(self.levelling.run, target, roles, sequence, list_ranges, at_rest=at_rest)
+        self._nursery.start_soon(run)
 
     def bring_to_rest(self, place: Place) -> None:
         """After the mount has ended: what a killed one left in the queue is in the area, and flushed (P3).

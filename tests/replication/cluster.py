@@ -41,9 +41,13 @@ async def main(config, site, program):
     async with open_writer(config, site, finish=stop.set) as writer:
         store = await Store.open(writer.device)
         writer.log_status, writer.store = store.log_status, store
+        background = trio.CancelScope()
+        async def run():
+            with background:
+                await store.run()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.run)
-            scope = {"writer": writer, "store": store, "trio": trio, "stop": stop}
+            nursery.start_soon(run)
+            scope = {"writer": writer, "store": store, "trio": trio, "stop": stop, "background": background}
             exec(program, scope)
             await scope["work"]()
             nursery.cancel_scope.cancel()

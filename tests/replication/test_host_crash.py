@@ -7,40 +7,11 @@ import pytest
 import trio
 
 from replication.config import SITE_NAMES
-from replication.control import SiteReport
 from replication.creating import create_volume
 from replication.procedures import ProcedureRefused
-from replication.procedures.survey import take_survey
-from replication.state import SiteState
-from replication.status import collect
-from tests.replication.cluster import Cluster, Process, running, wait_until
-from tests.replication.host_crash import crash_host, keep_area
+from tests.replication.cluster import Cluster, running, wait_until
+from tests.replication.host_crash import crash_host, doubts, level, overwritten
 from tests.replication.test_failover import checked, failover, newest_read, write_some
-
-OVERWRITE = """
-import sys
-from jfs.filesystem import FileSystem
-from stat import S_IFREG
-fs = FileSystem(store)
-async def work():
-    names = [b"f%d" % number for number in range(6)]
-    first = [(fs.lookup(1, name) or fs.make(1, name, S_IFREG | 0o644)).ino for name in names]
-    for ino in first:
-        fs.write(ino, 0, b"%08d" % 1 * 4096)
-    await fs.sync()
-    await store.checkpoint()
-    while store.log_status().files:
-        await trio.sleep(0.05)
-    await fs.sync()
-    print("synced", 1, flush=True)
-    await trio.to_thread.run_sync(sys.stdin.readline)
-    for number in range(2, 5):
-        for ino in first:
-            fs.write(ino, 4096 * number, b"%08d" % number * 512)
-    await writer.device.complete(writer.device.issued_sequence)
-    print("written", writer.device.issued_sequence, flush=True)
-    await trio.sleep_forever()
-"""
 
 
 @pytest.fixture
@@ -48,42 +19,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with running(tmp_path / "cluster", *SITE_NAMES) as found:
         trio.run(create_volume, found.config)
         yield found
-
-
-def report(cluster: Cluster, site: str) -> SiteReport | None:
-    return trio.run(take_survey, cluster.config).reports.get(site)  # type: ignore[call-overload, no-any-return]
-
-
-def applied(cluster: Cluster) -> int:
-    found = report(cluster, "async")
-    return found.position.applied_sequence if found is not None and found.position is not None else 0
-
-
-def level(cluster: Cluster) -> bool:
-    status = trio.run(collect, cluster.config)
-    return bool(status.pairs) and all(pair.state == "Duplex" for pair in status.pairs if pair.kind == "async")
-
-
-def doubts(cluster: Cluster, site: str) -> set[str]:
-    with SiteState(cluster.base / site / "state") as state:
-        return {name for name in SITE_NAMES if state.doubted(name)}
-
-
-def overwritten(cluster: Cluster, site: str, *, far: bool = True) -> tuple[Process, Path]:
-    """Files that no log names any more are written in place; C and D have it, the disk of `site` has not.
-
-    Not `far`: D is dead when they are written.
-    """
-    writer = cluster.writer(site, OVERWRITE)  # type: ignore[arg-type]
-    writer.expect("synced")
-    kept = keep_area(cluster, site)
-    if not far:
-        cluster.kill("async")
-    writer.say("go on")
-    newest = int(writer.expect("written").split()[1])
-    if far:
-        wait_until(lambda: applied(cluster) >= newest)
-    return writer, kept
 
 
 @pytest.mark.parametrize("mounted_first", [False, True])
@@ -143,7 +78,7 @@ def test_the_host_of_a_secondary_crashes(cluster: Cluster, site: str) -> None:
 
 def test_a_sync_site_that_lost_records_of_its_log_takes_over(cluster: Cluster) -> None:
     """Its disk has blocks of files that its log does not name: the records were lost with the host."""
-    writer, kept = overwritten(cluster, "primary", far=False)
+    writer, kept = overwritten(cluster, "primary", "async")
     writer.kill()
     cluster.kill("primary", "sync")
     crash_host(cluster, "sync", kept, lambda block: block.startswith(b"0000000"))
