@@ -25,7 +25,7 @@ from tools.background import Ready
 from tools.errors import ExitCode, Failure, explain
 from tools.mount_table import mount_source
 from tools.options import ConfigOption, SiteName, config_path
-from tools.running import ended_by_signal, log_to_standard_error, run_trio
+from tools.running import ended_by_signal, keep_freed_memory, log_to_standard_error, run_trio
 
 DRAIN_SECONDS: Final = 600.0  # what a clean end may take: everything dirty goes to both near sites
 # What fstab and mount(8) say for their own use; a file system accepts and drops it.
@@ -81,6 +81,7 @@ def known_options(given: Sequence[str]) -> list[str]:
 def serve_mount(config: Config, site: SiteName, mountpoint: str, options: MountOptions, ready: Ready) -> int:
     """Serve the mount in this process until it is unmounted; what goes wrong is also left for `umount`."""
     log_to_standard_error()
+    keep_freed_memory()
     directory = config.site(site).directory
     place = os.path.realpath(mountpoint)  # now: later a look at it would ask this very process
 

@@ -1,16 +1,22 @@
 """How a command runs its asynchronous part, and how a long-running one is asked to end."""
 
+import ctypes
 import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, TypeVarTuple
+from typing import Final, TypeVar, TypeVarTuple
 
 import trio
 
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
+
+# <malloc.h> of glibc
+M_TRIM_THRESHOLD: Final = -1
+M_MMAP_THRESHOLD: Final = -3
+KEPT_BYTES: Final = 64 << 20
 
 
 def run_trio(work: Callable[[*Arguments], Awaitable[Result]], *arguments: *Arguments) -> Result:
@@ -23,6 +29,18 @@ def log_to_standard_error() -> None:
     debug = os.environ.get("TRISITE_DEBUG", "") not in {"", "0"}
     level = logging.DEBUG if debug else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+
+
+def keep_freed_memory() -> None:
+    """For the two commands that stay: use freed memory again rather than give it back to the host at once.
+
+    A write of 1 MiB passes through several buffers of that size. By default glibc returns each when it is
+    freed, and the host clears every page of the next one: a quarter of what a long write costs.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # another C library does as it likes
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES // 2)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 async def ended_by_signal(stop: Callable[[], None]) -> None:
