@@ -353,6 +353,8 @@ def _make_copy(writer: Writer, area: FileArea) -> FencedCopy:
         protect=options.protect,
         protect_timeout_seconds=options.protect_timeout_seconds,
         doubted=place.state.doubted(peer),
+        told=place.state.told,
+        on_told=lambda told: place.state.set_told(roles.epoch, told),
         pair=_pair_on_record(place, peer),
         on_pair=on_pair,
         on_superseded=writer.learn,

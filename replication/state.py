@@ -25,6 +25,7 @@ KEY_ROLES: Final = b"roles"
 KEY_NEWEST_KNOWN: Final = b"newest-known"
 KEY_TAKE_OVER: Final = b"take-over"
 KEY_LEVEL: Final = b"level"
+KEY_TOLD: Final = b"told"
 KEY_PREPARED: Final = b"prepared"
 KEY_INCARNATION: Final = b"incarnation"
 KEY_HELD: Final = b"held"
@@ -241,6 +242,16 @@ class SiteState:
         """The comparison with `site` is complete; nothing is written where it was not in doubt."""
         if self._get(_doubt_key(site), int) is not None:
             self._put(_doubt_key(site), None)
+
+    @property
+    def told(self) -> bool:
+        """Whether the sync site knows that the writer of this epoch may go on without it."""
+        roles = self.roles
+        return roles is not None and self._get(KEY_TOLD, int) == roles.epoch
+
+    def set_told(self, epoch: int, told: bool) -> None:
+        """Remember what the sync site was told last, in `epoch`."""
+        self._put(KEY_TOLD, epoch if told else 0)
 
     @property
     def prepared_epoch(self) -> int:

@@ -165,12 +165,14 @@ class SyncCopy(SyncLedger):
             await self._progress.park()
 
     async def finish(self, timeout_seconds: float = 5.0) -> bool:
-        """Say good-bye: a last flush, noted as clean at the secondary; `run` returns. False if not heard."""
+        """Say good-bye: a last flush, noted as clean at the secondary; `run` returns. False if not heard.
+
+        Without protection it is no promise: the next mount may go on before the secondary can be told.
+        """
         heard = False
         with trio.move_on_after(timeout_seconds):
             if self._in_step:
-                self._tell(False)
-                heard = await self._flush_with(FLUSH_CLEAN)
+                heard = await self._flush_with(FLUSH_CLEAN if self._protect else 0)
         self._finished = True
         self._attention.set()
         if self._stream is not None:
