@@ -75,10 +75,14 @@ def test_a_report_is_a_table_a_json_file_and_a_picture(tmp_path: Path) -> None:
         },
         cold=True,
         quick=True,
+        peak_memory_bytes={"sync": 50 << 20, "mount": 70 << 20},
     )
     assert results.rows(whole)[0] == ("w", "files/s", "50.0", "25.0", "12.5", "0.50", "2.00 / 3.00")
     assert results.rows(whole)[1][3:6] == ("-", "-", "-")
-    data, picture = results.save(whole, tmp_path / "out")
+    data, picture, page = results.save(whole, tmp_path / "out")
+    lines = page.read_text().splitlines()
+    assert lines[2] == "| w | files/s | 50.0 | 25.0 | 12.5 | 0.50 | 2.00 / 3.00 |"
+    assert lines[-1] == "peak memory: mount 70 MiB, sync 50 MiB"
     assert msgspec.json.decode(data.read_bytes(), type=results.Report) == whole
     root = ElementTree.fromstring(picture.read_text())
     widths = [

@@ -35,39 +35,48 @@ def bench(
     rounds: Annotated[
         int | None, Parameter(help="How often every target is measured; 3, or 1 with --quick.")
     ] = None,
-    output: Annotated[Path, Parameter(help="Where bench.json and bench.svg go.")] = DEFAULT_OUTPUT,
+    output: Annotated[Path, Parameter(help="Where bench.json, bench.svg and bench.md go.")] = DEFAULT_OUTPUT,
     directory: Annotated[
         Path | None, Parameter(name="--dir", help="Where to measure; the disk of this directory counts.")
     ] = None,
 ) -> int:
-    """Measure, print a table, write bench.json and bench.svg."""
+    """Measure, print a table, write bench.json, bench.svg and bench.md."""
     check_fuse()
     scale = QUICK if quick else FULL
     times = rounds if rounds is not None else 1 if quick else 3
     if times < 1:
         raise Failure("--rounds must be at least 1", ExitCode.USAGE)
     with tempfile.TemporaryDirectory(prefix="trisite-bench-", dir=directory) as place:
-        samples = measure(Path(place), scale, times)
-    whole = results.report(samples, cold=drop_caches(), quick=quick)
+        samples, memory = measure(Path(place), scale, times)
+    whole = results.report(samples, cold=drop_caches(), quick=quick, peak_memory_bytes=memory)
     out = render.Output()
     out.table("median [lowest .. highest]", results.COLUMNS, results.rows(whole))
-    data, picture = results.save(whole, output)
-    out.say(f"written: {data} and {picture}")
+    out.say(results.memory(whole))
+    written = results.save(whole, output)
+    out.say(f"written: {', '.join(map(str, written))}")
     return ExitCode.OK
 
 
-def measure(place: Path, scale: Scale, rounds: int) -> dict[str, list[Sample]]:
-    """Set up the three targets, measure them in turns, take them down."""
+def measure(place: Path, scale: Scale, rounds: int) -> tuple[dict[str, list[Sample]], dict[str, int]]:
+    """Set up the three targets, measure them in turns, take them down: samples, and peak memory in bytes."""
     plain = place / "plain"
     plain.mkdir()
     samples: dict[str, list[Sample]] = {target: [] for target in results.TARGETS}
-    with passthrough(place) as passed, trisite(place) as mounted:
-        targets = list(zip(results.TARGETS, (plain, passed, mounted), strict=True))
+    with passthrough(place) as passed, trisite(place) as stage:
+        targets = list(zip(results.TARGETS, (plain, passed, stage.mountpoint), strict=True))
         for number in range(rounds):
             turn = number % len(targets)
             for target, directory in targets[turn:] + targets[:turn]:
                 samples[target] += one_round(target, directory, scale, f"{number + 1} of {rounds}")
-    return samples
+        memory = {name: peak_memory_bytes(process.pid) for name, process in stage.running.items()}
+    return samples, memory
+
+
+def peak_memory_bytes(pid: int) -> int:
+    """The most memory that a process had resident so far."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) << 10
 
 
 def one_round(target: str, directory: Path, scale: Scale, which: str) -> list[Sample]:
@@ -104,7 +113,7 @@ def passthrough(place: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def trisite(place: Path) -> Iterator[Path]:
+def trisite(place: Path) -> Iterator[Stage]:
     """A trisite volume with its three sites on this machine, mounted."""
     with Stage(place / "trisite") as stage:
         stage.trisite("init", str(stage.directory), "--size", VOLUME_SIZE, config=False)
@@ -112,7 +121,7 @@ def trisite(place: Path) -> Iterator[Path]:
             stage.start_site(site)
         stage.trisite("mkfs")
         stage.mount("primary")
-        yield stage.mountpoint
+        yield stage
         stage.unmount()
 
 

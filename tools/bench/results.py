@@ -53,6 +53,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     machine: dict[str, str | int | bool]
     results: list[Result]
+    peak_memory_bytes: dict[str, int]
+    """Of the processes of trisite: the mount and the daemon of each site."""
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -74,7 +76,13 @@ def figure(samples: Sequence[Sample]) -> Figure:
     )
 
 
-def report(samples: Mapping[str, Sequence[Sample]], *, cold: bool, quick: bool) -> Report:
+def report(
+    samples: Mapping[str, Sequence[Sample]],
+    *,
+    cold: bool,
+    quick: bool,
+    peak_memory_bytes: Mapping[str, int] | None = None,
+) -> Report:
     """Fold everything; the workloads keep the order in which they ran."""
     grouped: dict[tuple[str, str], dict[str, list[Sample]]] = {}
     for target, taken in samples.items():
@@ -91,7 +99,7 @@ def report(samples: Mapping[str, Sequence[Sample]], *, cold: bool, quick: bool) 
         "caches_dropped": cold,
         "quick": quick,
     }
-    return Report(machine=machine, results=results)
+    return Report(machine=machine, results=results, peak_memory_bytes=dict(peak_memory_bytes or {}))
 
 
 def number(value: float) -> str:
@@ -122,13 +130,28 @@ def rows(whole: Report) -> list[tuple[str, ...]]:
     return table
 
 
-def save(whole: Report, directory: Path) -> tuple[Path, Path]:
-    """Write bench.json and bench.svg into `directory`; their paths."""
+def memory(whole: Report) -> str:
+    """What the processes of trisite had resident at most, in one line."""
+    peaks = (f"{name} {peak >> 20} MiB" for name, peak in sorted(whole.peak_memory_bytes.items()))
+    return f"peak memory: {', '.join(peaks) or 'not measured'}"
+
+
+def markdown(whole: Report) -> str:
+    """The table for a page."""
+    head = [column.removeprefix(">") for column in COLUMNS]
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)], *rows(whole)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\n{memory(whole)}\n"
+
+
+def save(whole: Report, directory: Path) -> tuple[Path, Path, Path]:
+    """Write bench.json, bench.svg and bench.md into `directory`; their paths."""
     directory.mkdir(parents=True, exist_ok=True)
-    data, picture = directory / "bench.json", directory / "bench.svg"
+    data, picture, page = (directory / f"bench.{kind}" for kind in ("json", "svg", "md"))
+    page.write_text(markdown(whole), encoding="utf-8")
     data.write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n")
     picture.write_text(svg(whole), encoding="utf-8")
-    return data, picture
+    return data, picture, page
 
 
 def svg(whole: Report) -> str:

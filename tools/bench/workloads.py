@@ -256,9 +256,16 @@ def directories(directory: Path, scale: Scale) -> list[Sample]:
 
 
 def database(directory: Path, scale: Scale) -> list[Sample]:
-    """SQLite transactions of one row, with the default journal and full synchronisation."""
-    connection = sqlite3.connect(directory / "bench.db", isolation_level=None)
+    """SQLite transactions of one row, fully synchronised, with both kinds of journal."""
+    return [transactions(directory, scale, journal) for journal in ("delete", "wal")]
+
+
+def transactions(directory: Path, scale: Scale, journal: str) -> Sample:
+    """Transactions with one kind of journal."""
+    path = directory / f"{journal}.db"
+    connection = sqlite3.connect(path, isolation_level=None)
     try:
+        connection.execute(f"PRAGMA journal_mode={journal}")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("CREATE TABLE bench (number INTEGER PRIMARY KEY, payload BLOB)")
         loop = Loop(scale)
@@ -266,17 +273,17 @@ def database(directory: Path, scale: Scale) -> list[Sample]:
             number = len(loop.latencies)
             with loop.operation():
                 connection.execute("INSERT INTO bench VALUES (?, ?)", (number, b"%0100d" % number))
-        sample = loop.sample("SQLite transaction", "transactions")
+        sample = loop.sample(f"SQLite transaction, {journal} journal", "transactions")
     finally:
         connection.close()
     drop_caches()
-    connection = sqlite3.connect(directory / "bench.db")
+    connection = sqlite3.connect(path)
     try:
         rows = connection.execute("SELECT number, payload FROM bench ORDER BY number").fetchall()
     finally:
         connection.close()
     expect(rows, [(number, b"%0100d" % number) for number in range(int(sample.amount))], "the database")
-    return [sample]
+    return sample
 
 
 WORKLOADS: Final[tuple[Callable[[Path, Scale], list[Sample]], ...]] = (
