@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 import msgspec
 import trio
 
-from replication.config import SITE_NAMES
+from replication.config import SITE_NAMES, SiteName
 from replication.errors import PeerUnreachable, RemoteProtocolError
 from replication.frames import Buffer, Frame, FrameType
 from replication.messages import Reply, Request, decode_json, encode_json
@@ -179,7 +179,7 @@ class Promote(ControlRequest[PromoteReply], frozen=True, kw_only=True):
     changes = True
     reply = PromoteReply
     epoch: int
-    async_to: str | None
+    async_to: SiteName | None
     drained_sequence: int | None = None
 
 
@@ -255,7 +255,7 @@ class Level(ControlRequest[Done], frozen=True, kw_only=True):
     method = "level"
     changes = True
     reply = Done
-    target: str
+    target: SiteName
     after_sequence: int
     ranges: list[Range]
     everything: bool

@@ -1,5 +1,6 @@
 """A connection to the daemon: its hello is judged by the roles, then the part it wants carries it on."""
 
+import logging
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -19,6 +20,8 @@ from replication.state import StateError, VolumeIdentity
 
 if TYPE_CHECKING:
     from replication.site import Site
+
+log = logging.getLogger(__name__)
 
 
 async def serve_channel(site: "Site", channel: Channel) -> None:
@@ -126,4 +129,12 @@ async def _answer(site: "Site", channel: Channel, message: Request) -> Reply:
         return Reply(id=message.id, error=error.sentence, code=error.code)
     except (DeviceError, CorruptionError, StateError, JournalError, OSError) as error:
         return Reply(id=message.id, error=f"site {site.name}: {error}", code="fault")
+    except Exception as error:
+        # One request that nobody thought of must not end the daemon, which serves the copies as well.
+        what = f"{type(error).__name__}: {error}"
+        story = log.isEnabledFor(logging.DEBUG)
+        log.error("site %s: the request %r failed (%s)", site.name, message.method[:64], what, exc_info=story)
+        return Reply(
+            id=message.id, error=f"site {site.name}: a fault in trisite itself ({what})", code="fault"
+        )
     return Reply(id=message.id, result=msgspec.to_builtins(result))

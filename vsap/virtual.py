@@ -2,6 +2,7 @@
 complete.
 """
 
+import errno
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -9,7 +10,7 @@ from typing import Literal, NamedTuple, Self
 
 import trio
 
-from jfs.device import Buffer, check_request
+from jfs.device import BLOCK_BYTES, Buffer, check_request
 from jfs.errors import DeviceError
 from vsap.area import FileArea
 from vsap.digest import digest_ranges
@@ -30,6 +31,9 @@ PUSH_BYTES = 1 << 20
 """More than this is pushed at once, not at the end of the tick."""
 RECORD_SECONDS = 0.05
 """How long an eligible sequence waits for an append that records it along the way."""
+MOST_LEAVES = 1 << 16
+LARGEST_LEAF_BYTES = 1 << 30
+"""What a marker may ask for: its digests travel in one frame."""
 RETRY_SECONDS = 1.0
 """Pause between attempts to push what the host refused."""
 _NOWHERE = (1 << 63, 0)
@@ -441,14 +445,27 @@ class VirtualArea:
         self._push()
         return self._queue.waiting(offset, length)
 
+    def _check_marker(self, ranges: Sequence[tuple[int, int]], leaf_bytes: int) -> None:
+        """DeviceError for a marker that a site could not carry out: once queued, it would stop the stream."""
+        if leaf_bytes <= 0 or leaf_bytes % BLOCK_BYTES:
+            raise DeviceError(errno.EINVAL, f"a marker cannot have leaves of {leaf_bytes} bytes")
+        for offset, length in ranges:
+            check_request(self.size_bytes, offset, length)
+            if not length:
+                raise DeviceError(errno.EINVAL, f"a marker cannot have a range of no bytes at {offset}")
+        leaves = sum(-(-length // leaf_bytes) for _, length in ranges)
+        if leaves > MOST_LEAVES or leaf_bytes > LARGEST_LEAF_BYTES:
+            raise DeviceError(
+                errno.EINVAL, f"a marker of {leaves} leaves of {leaf_bytes} bytes is too much to ask at once"
+            )
+
     async def marker(self, ranges: Sequence[tuple[int, int]], leaf_bytes: int) -> tuple[int, list[bytes]]:
         """Issues a MARKER entry; returns its sequence and `digest_ranges` of A exactly as it is at that
         sequence.
 
         The digests are computed in one go, without a task switch: ask for some MiB at a time.
         """
-        for offset, length in ranges:
-            check_request(self.size_bytes, offset, length)
+        self._check_marker(ranges, leaf_bytes)
         self._admit(0, 0)
         sequence = self._issued + 1
         self._issue(marker_entry(sequence, self._now(), ranges, leaf_bytes))

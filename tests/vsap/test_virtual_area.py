@@ -354,6 +354,22 @@ async def test_a_marker_is_hashed_at_its_place_in_the_stream(site: Site) -> None
             await device.marker([(SIZE, 4096)], 4096)
 
 
+@pytest.mark.parametrize(
+    ("place", "leaf_bytes"),
+    [((0, 4096), 0), ((0, 4096), 100), ((0, 4096), -4096), ((0, 0), 4096), ((0, 1), 4096)],
+)
+async def test_a_marker_that_no_site_could_carry_out_is_not_issued(
+    site: Site, place: tuple[int, int], leaf_bytes: int
+) -> None:
+    """In the queue it would stand for ever, and stop the stream to the other sites."""
+    async with site.virtual() as device:
+        with pytest.raises(DeviceError):
+            await device.marker([place], leaf_bytes)
+        with pytest.raises(DeviceError):
+            await device.marker([(0, 65536)] * 5000, 4096)
+        assert device.issued_sequence == 0
+
+
 async def test_positions_name_what_was_written(site: Site) -> None:
     positions = WritePositions.open(site.directory / "written", VOLUME, size_bytes=SIZE)
     device = VirtualArea(site.area, site.queue, site.remote, positions)
