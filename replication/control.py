@@ -20,6 +20,8 @@ from replication.state import PairRecord, TakeOverRecord
 ReplyT = TypeVar("ReplyT")
 Range = tuple[int, int]
 """(offset, length) in bytes of the volume."""
+MOST_RANGES: Final = 20_000
+"""In one message: some 30 bytes each, and a message may have a MiB."""
 
 
 class ControlError(Exception):
@@ -301,19 +303,22 @@ class Drain(ControlRequest[DrainReply], frozen=True, kw_only=True):
 
 
 class RangesReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The allocated ranges of the site's area and the sequence it is at, None where the mount goes on
-    writing.
+    """Allocated ranges of the site's area and the sequence it is at, None where the mount goes on writing.
+
+    There are more from `next_offset` on, if it is not None.
     """
 
     ranges: list[Range]
     sequence: int | None
+    next_offset: int | None
 
 
 class GetRanges(ControlRequest[RangesReply], frozen=True, kw_only=True):
-    """The ranges of the area that the file system uses."""
+    """The ranges of the area that the file system uses from an offset on, as many as one reply may hold."""
 
     method = "ranges"
     reply = RangesReply
+    from_offset: int = 0
 
 
 class MarkerReply(msgspec.Struct, frozen=True, kw_only=True):

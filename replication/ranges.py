@@ -2,6 +2,8 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import nlargest
+from itertools import pairwise
 
 Range = tuple[int, int]
 
@@ -58,6 +60,21 @@ def subtract(left: Sequence[Range], right: Sequence[Range]) -> list[Range]:
         if start < end:
             rest.append((start, end - start))
     return rest
+
+
+def coarsened(ranges: Iterable[Range], most: int) -> list[Range]:
+    """Normalised, and at most `most` of them: where there are more, the smallest gaps are filled."""
+    exact = normalise(ranges)
+    if len(exact) <= most:
+        return exact
+    gaps = [(after[0] - sum(before), number) for number, (before, after) in enumerate(pairwise(exact))]
+    ends = sorted(number for _, number in nlargest(most - 1, gaps))
+    found: list[Range] = []
+    first = 0
+    for last in (*ends, len(exact) - 1):
+        found.append((exact[first][0], sum(exact[last]) - exact[first][0]))
+        first = last + 1
+    return found
 
 
 def pieces(ranges: Iterable[Range], longest: int) -> Iterator[Range]:

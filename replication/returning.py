@@ -8,11 +8,11 @@ overwritten.
 from typing import Final
 
 from jfs.errors import CorruptionError, DeviceError
-from replication.control import FileReport, Range
+from replication.control import MOST_RANGES, FileReport, Range
 from replication.parts import Place, previous_part
 from replication.position import NOWHERE
 from replication.quarantine import QuarantineWriter
-from replication.ranges import intersect, normalise, pieces
+from replication.ranges import coarsened, intersect, normalise, pieces
 from replication.set_journal import JournalError
 from replication.site_listing import local_files, local_ranges
 from replication.state import LevelRecord
@@ -45,7 +45,7 @@ def keep_own_writes(place: Place, after_sequence: int) -> LevelRecord:
         journal.reset(NOWHERE)
     return LevelRecord(
         epoch=epoch,
-        ranges=ranges,
+        ranges=coarsened(ranges, MOST_RANGES),  # what it names beyond is compared for nothing, no more
         everything=not complete,
         quarantine=None if path is None else str(path),
         quarantined_bytes=writer.bytes if path is not None else 0,

@@ -1,6 +1,6 @@
 """The answers of a daemon to control requests."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -8,6 +8,7 @@ import trio
 
 from jfs.errors import DeviceError
 from replication.control import (
+    MOST_RANGES,
     Adopt,
     AdoptReply,
     ControlError,
@@ -30,6 +31,7 @@ from replication.control import (
     MarkerReply,
     Promote,
     PromoteReply,
+    Range,
     RangesReply,
     ReportRanges,
     ReturnReport,
@@ -37,7 +39,7 @@ from replication.control import (
     TakeMarker,
 )
 from replication.levelling import IDLE
-from replication.ranges import normalise
+from replication.ranges import intersect, normalise
 from replication.returning import keep_own_writes
 from replication.site_listing import allocated_of, listing_of
 from replication.site_parts import FollowPart, SyncPart, WriterPart
@@ -220,12 +222,11 @@ class Control:
     # --- comparing --------------------------------------------------------------------------------------
 
     async def _ranges(self, request: GetRanges) -> RangesReply:
-        del request
         site, part = self._site, self._writer()
         await site.settle_log()
         ranges = await trio.to_thread.run_sync(allocated_of, site.place)
         sequence = None if site.link.connected else part.queue.state().next_sequence - 1
-        return RangesReply(ranges=ranges, sequence=sequence)
+        return page_of(ranges, sequence, request.from_offset)
 
     async def _marker(self, request: TakeMarker) -> MarkerReply:
         if not self._site.link.connected:
@@ -261,3 +262,11 @@ class Control:
             epoch=position.epoch,
             sequence=position.sequence,
         )
+
+
+def page_of(ranges: Sequence[Range], sequence: int | None, from_offset: int) -> RangesReply:
+    """The normalised ranges from an offset on, as many as one reply may hold."""
+    end = sum(ranges[-1]) if ranges else 0
+    following = intersect(ranges, [(from_offset, max(0, end - from_offset))])
+    after = following[MOST_RANGES][0] if len(following) > MOST_RANGES else None
+    return RangesReply(ranges=following[:MOST_RANGES], sequence=sequence, next_offset=after)

@@ -4,16 +4,22 @@ Everything here reads the area file only, so it works beside a mount that goes o
 it in a worker thread.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+import msgspec
 
 from jfs.device import BLOCK_BYTES, FileDevice
 from jfs.listing import ListedFile, Listing, read_listing
 from replication.control import FileReport, ListingReply, Range
 from replication.listing import in_bytes, list_allocated
 from replication.parts import Place
-from replication.ranges import normalise, total_bytes
+from replication.ranges import coarsened, normalise, total_bytes
+
+FILE_RANGES: Final = 1000
+REPLY_BYTES: Final = 900_000
 
 
 @contextmanager
@@ -34,10 +40,11 @@ def opened_listing(area: Path) -> Iterator[Listing]:
 
 
 def _report(file: ListedFile) -> FileReport:
+    """For people; very many ranges of one file are told as fewer that hold them."""
     return FileReport(
         inode=file.ino,
         path=file.path,
-        ranges=in_bytes(file.ranges),
+        ranges=coarsened(in_bytes(file.ranges), FILE_RANGES),
         bytes=BLOCK_BYTES * sum(count for _, count in file.block_runs),
         why=file.why,
     )
@@ -62,11 +69,23 @@ def allocated_of(place: Place) -> list[Range]:
 
 
 def listing_of(place: Place, limit: int) -> ListingReply:
-    """What the log names, at most `limit` files told one by one."""
+    """What the log names, at most `limit` files told one by one, and no more than one reply may hold."""
     with opened_listing(place.paths.area) as listing:
         ranges = normalise(in_bytes(listing.block_runs))
         return ListingReply(
-            files=[_report(file) for file in listing.files[:limit]],
+            files=_fitting(_report(file) for file in listing.files[:limit]),
             files_listed=len(listing.files),
             bytes=total_bytes(ranges),
         )
+
+
+def _fitting(files: Iterable[FileReport]) -> list[FileReport]:
+    """The first files, up to REPLY_BYTES of them."""
+    found: list[FileReport] = []
+    size = 0
+    for file in files:
+        size += len(msgspec.json.encode(file))
+        if size > REPLY_BYTES:
+            break
+        found.append(file)
+    return found

@@ -243,12 +243,11 @@ async def _with_followers(
 async def _compare_all(run: _Run, report: Callable[[str], None]) -> int:
     writer = run.clients[run.roles.writer]
     try:
-        listed = await writer.ask(GetRanges(), ARRIVAL_SECONDS)
+        used, run.at_rest = await _used(writer)
     except ControlError as error:
         raise ProcedureRefused(f"the blocks in use cannot be listed: {error.sentence}", 1) from error
-    run.at_rest = listed.sequence
-    total, done = total_bytes(listed.ranges), 0
-    for batch in batches(listed.ranges):
+    total, done = total_bytes(used), 0
+    for batch in batches(used):
         if len(run.present) < 2:
             return done
         coarse = await run.compare(batch, LEAF_BYTES)
@@ -260,6 +259,17 @@ async def _compare_all(run: _Run, report: Callable[[str], None]) -> int:
     return done
 
 
+async def _used(writer: Client) -> tuple[list[Range], int | None]:
+    """The ranges in use at the writer, page by page, and the sequence where it rests (None: it does not)."""
+    found: list[Range] = []
+    following: int | None = 0
+    while following is not None:
+        page = await writer.ask(GetRanges(from_offset=following), ARRIVAL_SECONDS)
+        found += page.ranges
+        following = page.next_offset
+    return normalise(found), page.sequence
+
+
 async def _refine(
     run: _Run, writer: Client, coarse: dict[tuple[SiteName, SiteName], list[Range]]
 ) -> dict[tuple[SiteName, SiteName], list[Range]]:
@@ -268,7 +278,7 @@ async def _refine(
     if not suspects:
         return {}
     first = await _fine(run, suspects)
-    used = normalise((await writer.ask(GetRanges(), ARRIVAL_SECONDS)).ranges)
+    used, _ = await _used(writer)
     again = intersect(normalise([leaf for leaves in first.values() for leaf in leaves]), used)
     return await _fine(run, again) if again else {}
 

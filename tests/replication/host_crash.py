@@ -41,7 +41,7 @@ async def work():
             fs.write(ino, 4096 * number, b"%08d" % number * 512)
     await writer.device.complete(writer.device.issued_sequence)
     print("written", writer.device.issued_sequence, flush=True)
-    await trio.sleep_forever()
+    await trio.to_thread.run_sync(sys.stdin.readline)
 """
 
 

@@ -1,9 +1,11 @@
 """Range arithmetic against sets of single bytes."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replication.ranges import Covered, Range, intersect, normalise, pieces, subtract, total_bytes
+from replication.ranges import Covered, Range, coarsened, intersect, normalise, pieces, subtract, total_bytes
 
 RANGES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), max_size=8)
 
@@ -30,6 +32,16 @@ def test_arithmetic(left: list[Range], right: list[Range]) -> None:
     ):
         assert members(result) == expected
         assert is_normal(result)
+
+
+@given(RANGES, st.integers(1, 6))
+def test_coarsened_fills_the_smallest_gaps(ranges: list[Range], most: int) -> None:
+    exact, fewer = normalise(ranges), coarsened(ranges, most)
+    assert is_normal(fewer)
+    assert len(fewer) == min(most, len(exact))
+    assert members(exact) <= members(fewer)
+    gaps = sorted(after[0] - sum(before) for before, after in pairwise(exact))
+    assert total_bytes(fewer) == total_bytes(exact) + sum(gaps[: max(0, len(exact) - most)])
 
 
 @given(RANGES)
