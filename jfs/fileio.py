@@ -8,11 +8,13 @@ from jfs import filemap
 from jfs.device import BLOCK_BYTES, Buffer
 from jfs.errors import DeviceError, FileSystemError, NoSpace
 from jfs.filemap import HOLE, Run
-from jfs.nodes import NO_RUN, Node, NodeTable, now_ns
+from jfs.nodes import DEFAULT_OPTIONS, NO_RUN, FileSystemOptions, Node, NodeTable, now_ns
+from jfs.store import Store
 
 BLOCK_SHIFT = 12
 BLOCK_MASK = BLOCK_BYTES - 1
 SIZE_MAX = (1 << 63) - 1
+PIECE_EXTENTS = 256  # unmapped at once: what one operation changes must fit into the smallest log
 _NS_PER_DAY = 86_400 * 10**9
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 
@@ -24,10 +26,24 @@ def privileges_cleared(mode: int) -> int:
     return mode & ~(S_ISUID | S_ISGID) if mode & S_IXGRP else mode & ~S_ISUID
 
 
+def blocks_of(size_bytes: int) -> int:
+    """The blocks that a file of this size reaches into."""
+    return size_bytes + BLOCK_MASK >> BLOCK_SHIFT
+
+
 class FileIO(NodeTable):
-    """Reading and writing. Offsets, lengths and sizes are bytes."""
+    """Reading and writing. Offsets, lengths and sizes are bytes.
+
+    A file of many extents is cut in pieces: the first at once, with the new size and an entry in the orphan
+    list, the others by `settle`. What is behind the end meanwhile cannot be seen, and goes before the file
+    grows.
+    """
 
     _goal = 0  # where the last data went: the next new file goes there
+
+    def __init__(self, store: Store, options: FileSystemOptions = DEFAULT_OPTIONS) -> None:
+        super().__init__(store, options)
+        self._cuts: dict[int, int] = {}  # inodes of which blocks below this one are still to be unmapped
 
     def _regular(self, ino: int) -> Node:
         node = self.node(ino)
@@ -107,6 +123,8 @@ class FileIO(NodeTable):
         if not length:
             return 0
         size = node.size_bytes
+        if end > size and ino in self._cuts:
+            self._finish_cut(node)
         first = offset >> BLOCK_SHIFT
         count = (end - 1 >> BLOCK_SHIFT) - first + 1
         if offset > size and size & BLOCK_MASK and size >> BLOCK_SHIFT < first:
@@ -222,8 +240,11 @@ class FileIO(NodeTable):
         if size != node.size_bytes:
             if size < node.size_bytes:
                 self._cut(node, size)
-            elif node.size_bytes & BLOCK_MASK:
-                self._clean_tail(node)
+            else:
+                if ino in self._cuts:
+                    self._finish_cut(node)
+                if node.size_bytes & BLOCK_MASK:
+                    self._clean_tail(node)
             node.size_bytes = size
             self.mark_map(node)
 
@@ -236,14 +257,35 @@ class FileIO(NodeTable):
             # Cutting must work on a full volume: the rest of the block is then cleared when the file grows.
             with suppress(NoSpace):
                 self._replace_block(node, file_block, size & BLOCK_MASK)
-        self._unmap(node, size + BLOCK_MASK >> BLOCK_SHIFT)
+        self._unmap(node, blocks_of(size))
 
-    def _unmap(self, node: Node, first: int) -> None:
-        """Unmap and free every block of the file from `first`."""
+    def _unmap(self, node: Node, first: int) -> bool:
+        """Unmap and free the blocks of the file from `first`. False: there are more, `settle` goes on.
+
+        From the end, so that what was removed already need not be passed over again.
+        """
+        ino = node.ino
         node.extent = NO_RUN
-        for run in filemap.remove(self.store, node.ino, first):
-            self.store.free(node.ino, run.start, run.length)
-            node.blocks -= run.length
+        self.mark(node)
+        end = self._cuts.get(ino, filemap.BLOCK_LIMIT)
+        for _ in range(PIECE_EXTENTS):
+            last = filemap.last_before(self.store, ino, end - 1) if end > first else None
+            if last is None or last.file_block + last.length <= first:
+                if self._cuts.pop(ino, None) is not None and node.nlink:
+                    self._unlist_orphan(ino)
+                return True
+            end = max(first, last.file_block)
+            for run in filemap.remove(self.store, ino, end, last.file_block + last.length):
+                self.store.free(ino, run.start, run.length)
+                node.blocks -= run.length
+        self._cuts[ino] = end
+        self._list_orphan(ino)
+        return False
+
+    def _finish_cut(self, node: Node) -> None:
+        """The file is about to grow: nothing may be mapped behind its end."""
+        while not self._unmap(node, blocks_of(node.size_bytes)):
+            pass
 
     def _clean_tail(self, node: Node) -> None:
         """Before the file grows past its last block: the bytes after its end must read as zeros.

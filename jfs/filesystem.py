@@ -45,20 +45,19 @@ class Usage:
 
 
 class FileSystem(Namespace):
-    """A mounted volume. Opening it removes what a crash left of files without names."""
+    """A mounted volume. What a crash left of files without names goes with the first `settle`."""
 
     def __init__(
         self, store: Store, options: FileSystemOptions = DEFAULT_OPTIONS, *, read_only: bool = False
     ) -> None:
         super().__init__(store, options)
         self.read_only = read_only
-        self.orphans_removed = 0
         if store.get(make_key(ROOT_INO, INODE)) is None:
             if read_only:
                 raise CorruptionError("the root directory has no inode")
             self._make_root()
         if not read_only:
-            self.orphans_removed = self.remove_orphans()
+            self._take_up_orphans()
 
     def _make_root(self) -> None:
         """A fresh volume has no root directory yet."""
@@ -96,6 +95,9 @@ class FileSystem(Namespace):
 
     async def close(self) -> None:
         """Remove the files without names that were still held, and close the store."""
-        if not self.read_only:
-            self.remove_orphans()
-        await self.store.close()
+        try:
+            if not self.read_only:
+                self._take_up_orphans()
+                await self.settle()
+        finally:
+            await self.store.close()

@@ -217,7 +217,7 @@ CODES = _table(
     ),
     Code(
         "orphan-stale",
-        "the list of deleted files names an inode that has names or does not exist",
+        "the list of deleted files names an inode that does not exist, or one with names that is not a file",
         "taken off the list",
     ),
     Code(

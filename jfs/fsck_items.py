@@ -293,7 +293,7 @@ class ItemCheck:
                 sentence = f"the target of the symbolic link {ino} cannot be one"
                 yield Fault("symlink-invalid", place, sentence, fsck_edit.drop_inode(ino))
         size = _right_size(subject, inode)
-        if size != inode.size_bytes:
+        if size != inode.size_bytes and (subject.kind != S_IFREG or ino not in self._census.orphans):
             sentence = f"inode {ino} has size {inode.size_bytes}, but should have {size}"
             yield Fault("inode-size", place, sentence, fsck_edit.set_fields(ino, size_bytes=size))
         if inode.blocks != subject.blocks:

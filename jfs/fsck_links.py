@@ -7,6 +7,7 @@ The census keeps a few integers for each inode and each name in flat arrays: abo
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
+from stat import S_IFREG
 
 from jfs import directory, fsck_edit
 from jfs.fsck_codes import Fault
@@ -15,6 +16,7 @@ from jfs.layout import ROOT_INO
 
 UNKNOWN_LINKS = 0xFFFFFFFF  # of an inode whose record is made anew: nothing to compare with
 _NONE = 0xFFFFFFFFFFFFFFFF
+_REGULAR_KIND = S_IFREG >> 12
 
 
 class Census:
@@ -173,6 +175,8 @@ class LinkCheck:
                 yield Fault("orphan-stale", place, sentence, fsck_edit.unlist_orphan(ino))
             elif self._is_alive(index):
                 self._orphan[index] = 0
+                if census.kinds[index] == _REGULAR_KIND:
+                    continue  # it was cut, and what was behind its end has not all gone yet
                 sentence = f"the list of deleted files names inode {ino}, which is not deleted"
                 yield Fault("orphan-stale", place, sentence, fsck_edit.unlist_orphan(ino))
         every = zip(census.inos, self._orphan, strict=True)

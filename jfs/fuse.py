@@ -101,9 +101,8 @@ def changes(
             try:
                 result = handler(self, *args, **kwargs)
             except NoSpace:
-                # Refused before anything was changed. A checkpoint gives back what was freed since the last
-                # one, and makes room in the log.
-                await self.fs.store.checkpoint()
+                # Refused before anything was changed.
+                await self.fs.make_room()
                 result = handler(self, *args, **kwargs)
             await self.throttle()
         except Exception as error:
@@ -170,7 +169,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, file_system: FileSystem) -> None:
         super().__init__()
         self.fs = file_system
-        self.throttle = trio.lowlevel.checkpoint if file_system.read_only else file_system.store.throttle
+        self.throttle = trio.lowlevel.checkpoint if file_system.read_only else file_system.throttle
         self._missing = EntryAttributes()  # inode 0: "no such name", which the kernel may remember
         self._missing.st_ino = 0
         self._missing.entry_timeout = CACHE_SECONDS
@@ -282,7 +281,7 @@ class Operations(pyfuse3.Operations):
         try:
             sequence = self.fs.write(fh >> 1, off, buf, stamp=clears, clear_privileges=clears)
         except NoSpace:  # as in `changes`
-            await self.fs.store.checkpoint()
+            await self.fs.make_room()
             sequence = self.fs.write(fh >> 1, off, buf, stamp=clears, clear_privileges=clears)
         await self._accepted(sequence)
         return len(buf)
@@ -391,6 +390,7 @@ async def serve(
             async with trio.open_nursery() as nursery:
                 if not file_system.read_only:
                     nursery.start_soon(_background, file_system)
+                    nursery.start_soon(_settle_orphans, file_system)
                 nursery.start_soon(_begin, place, ready)
                 nursery.start_soon(_unmount_when, stop, place, detached)
                 await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=options.max_tasks)
@@ -410,6 +410,14 @@ async def _background(file_system: FileSystem) -> None:
         except DeviceError as error:
             log.error("writing back failed: %s; trying again", error.sentence)
         await trio.sleep(1)
+
+
+async def _settle_orphans(file_system: FileSystem) -> None:
+    """What the last mount left to be removed; after an error the next change goes on with it."""
+    try:
+        await file_system.settle()
+    except Exception as error:
+        kernel_error(error)  # nobody waits for an answer: what goes wrong is only logged
 
 
 async def _unmount_when(stop: trio.Event, place: str, detached: trio.Event) -> None:

@@ -21,9 +21,13 @@ from errno import (
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_ISGID
 from typing import NamedTuple
 
+import trio
+
 from jfs import directory
 from jfs.attributes import Attributes
 from jfs.errors import CorruptionError, FileSystemError
+from jfs.fileio import blocks_of
+from jfs.filemap import BLOCK_LIMIT
 from jfs.layout import (
     DIRENT,
     INODE,
@@ -37,7 +41,8 @@ from jfs.layout import (
     make_key,
     split_key,
 )
-from jfs.nodes import NONE, Node, now_ns
+from jfs.nodes import DEFAULT_OPTIONS, NONE, FileSystemOptions, Node, now_ns
+from jfs.store import Store
 
 NLINK_MAX = (1 << 31) - 1
 TARGET_MAX = 4095  # PATH_MAX without the final zero
@@ -67,6 +72,10 @@ class Name(NamedTuple):
 
 class Namespace(Attributes):
     """Everything that changes or reads directories."""
+
+    def __init__(self, store: Store, options: FileSystemOptions = DEFAULT_OPTIONS) -> None:
+        super().__init__(store, options)
+        self._settling = trio.Lock()
 
     def _bucket(self, parent: Node, name: bytes) -> tuple[bytes, bytes | None]:
         """Key and content of the bucket of a name. FileSystemError ENAMETOOLONG, EINVAL for no name."""
@@ -268,16 +277,17 @@ class Namespace(Attributes):
             self.mark(node)
         elif node.ino in self._lookups:
             self.mark(node)
-            self._orphans.add(node.ino)
-            self.store.put(make_key(ORPHAN_INO, ORPHAN, node.ino), b"")
+            self._list_orphan(node.ino)
         else:
             self._destroy(node)
 
     def _destroy(self, node: Node) -> None:
-        """Remove an inode without names, with all that belongs to it."""
+        """Remove an inode without names and all that is its; one of many extents goes in `settle`."""
         ino = node.ino
-        if node.blocks:
-            self._unmap(node, 0)
+        if node.blocks and not self._unmap(node, 0):
+            return
+        self._cuts.pop(ino, None)
+        self._unlist_orphan(ino)
         store = self.store
         if S_IFMT(node.mode) == S_IFLNK:
             for part in range(0, node.size_bytes, VALUE_LIMIT_BYTES):
@@ -300,21 +310,46 @@ class Namespace(Attributes):
             self._lookups[ino] = left
             return
         self._lookups.pop(ino, None)
-        if ino in self._orphans:
-            self._remove_orphan(ino)
+        if ino in self._orphans and not self.node(ino).nlink:
+            self._destroy(self.node(ino))
 
-    def _remove_orphan(self, ino: int) -> None:
-        self._orphans.discard(ino)
-        self.store.delete(make_key(ORPHAN_INO, ORPHAN, ino))
-        self._destroy(self.node(ino))
-
-    def remove_orphans(self) -> int:
-        """Remove every orphan: at mount those a crash left, at the end those the kernel held. How many."""
-        orphans = [split_key(key)[2] for key, _ in self.store.scan(*key_range(ORPHAN_INO, ORPHAN))]
+    def _take_up_orphans(self) -> None:
+        """Let `settle` remove what the orphan list names: left by a crash or, at the end, held."""
         self._lookups.clear()
-        for ino in orphans:
-            self._remove_orphan(ino)
-        return len(orphans)
+        for key, _ in self.store.scan(*key_range(ORPHAN_INO, ORPHAN)):
+            ino = split_key(key)[2]
+            self._orphans.add(ino)
+            self._cuts[ino] = BLOCK_LIMIT
+
+    async def settle(self) -> None:
+        """Remove what is left of files that were cut or lost their last name, in pieces the log can hold."""
+        async with self._settling:
+            while self._cuts:
+                ino = next(iter(self._cuts))
+                try:
+                    self._settle_piece(self.node(ino))
+                except CorruptionError:
+                    self._cuts.pop(ino, None)  # it stays in the orphan list
+                    raise
+                await self.store.throttle()
+                await trio.lowlevel.checkpoint()
+
+    def _settle_piece(self, node: Node) -> None:
+        if not node.nlink and node.ino not in self._lookups:
+            self._destroy(node)
+        else:
+            self._unmap(node, blocks_of(node.size_bytes))
+
+    async def throttle(self) -> None:
+        """Hold a caller up while too much waits to be written or removed."""
+        await self.store.throttle()
+        if self._cuts and not self._settling.locked():
+            await self.settle()
+
+    async def make_room(self) -> None:
+        """After NoSpace: let what was removed be used again, and make room in the log."""
+        await self.settle()
+        await self.store.checkpoint()
 
     def readlink(self, ino: int) -> bytes:
         """What a symbolic link says. FileSystemError EINVAL if it is none."""

@@ -16,7 +16,7 @@ from jfs import directory
 from jfs.errors import FileSystemError, NoSpace
 from jfs.filemap import Run
 from jfs.inode import Inode
-from jfs.layout import INODE, make_key
+from jfs.layout import INODE, ORPHAN, ORPHAN_INO, make_key
 from jfs.store import Store
 
 NO_RUN = Run(0, 0, 0)
@@ -72,7 +72,7 @@ class NodeTable:
         self._nodes: OrderedDict[int, Node] = OrderedDict()
         self._dirty: dict[int, Node] = {}
         self._lookups: dict[int, int] = {}
-        self._orphans: set[int] = set()
+        self._orphans: set[int] = set()  # what the orphan list names
         self._period = 1
         self._durable_period = 0
         store.before_commit.append(self._begin_period)
@@ -148,6 +148,17 @@ class NodeTable:
         if node is not None and node.dirty:
             node.dirty = False
             del self._dirty[ino]
+
+    def _list_orphan(self, ino: int) -> None:
+        """Something of the inode is still to be removed: a mount after a crash shall see to it."""
+        if ino not in self._orphans:
+            self._orphans.add(ino)
+            self.store.put(make_key(ORPHAN_INO, ORPHAN, ino), b"")
+
+    def _unlist_orphan(self, ino: int) -> None:
+        if ino in self._orphans:
+            self._orphans.remove(ino)
+            self.store.delete(make_key(ORPHAN_INO, ORPHAN, ino))
 
     async def commit(self) -> None:
         """Everything done before the call is durable on return."""

@@ -421,7 +421,7 @@ class Store:
         pending = volume.pending
         if volume.log is None:
             return
-        if not volume.log.has_room(pending.value_bytes):
+        if not volume.log.has_room(pending.rough_bytes()):
             await self.commit()
         if len(pending.items) > options.pending_items or pending.value_bytes > self._pending_bytes:
             await self.commit()

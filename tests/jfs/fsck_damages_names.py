@@ -128,7 +128,7 @@ async def directories_in_one_another(world: World) -> set[str]:
 
 @damage
 async def living_orphan(world: World) -> set[str]:
-    await set_items(world, (make_key(ORPHAN_INO, ORPHAN, world.inos["/dir/file"]), b""))
+    await set_items(world, (make_key(ORPHAN_INO, ORPHAN, world.inos["/dir/sub"]), b""))
     return {"orphan-stale"}
 
 
