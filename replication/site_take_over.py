@@ -3,7 +3,6 @@
 import time
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import trio
 
 from replication.config import SITE_NAMES, SiteName
@@ -77,12 +76,18 @@ async def _from_sync(
             "bring the primary site back to finish it"
         )
     proven, sentence = proof_of(facts, roles)
-    draft = Roles(epoch=epoch, writer=site.name, async_to=async_to, since=time.time_ns())
-    # From here on nothing of the old writer is applied, so the sequence read next is final.
-    part.receiver.fence(superseded_sentence(roles.writer, draft), draft)
+    new = Roles(
+        epoch=epoch,
+        writer=site.name,
+        async_to=async_to,
+        start_sequence=part.receiver.received_sequence,
+        since=time.time_ns(),
+    )
+    # From here on nothing of the old writer is applied, so that sequence is final. The new roles are told to
+    # nobody before they are on record: a kill in between must not leave a site that believes in them.
+    part.receiver.fence(superseded_sentence(roles.writer, new), roles)
     await trio.to_thread.run_sync(part.area.flush)
     await trio.to_thread.run_sync(part.positions.flush)
-    new = msgspec.structs.replace(draft, start_sequence=part.receiver.received_sequence)
     if async_to is not None and not facts.in_step:
         # After a crash of this host it may lack what the async site has, and the records that name it.
         site.state.doubt(async_to, epoch)
