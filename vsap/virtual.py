@@ -29,8 +29,8 @@ from vsap.remote import RemoteCopy
 
 PUSH_BYTES = 1 << 20
 """More than this is pushed at once, not at the end of the tick."""
-RECORD_SECONDS = 0.05
-"""How long an eligible sequence waits for an append that records it along the way."""
+RECORD_SECONDS = 0.005
+"""Pause between two records of what is eligible: one that comes meanwhile may be taken along by an append."""
 MOST_LEAVES = 1 << 16
 LARGEST_LEAF_BYTES = 1 << 30
 """What a marker may ask for: its digests travel in one frame."""
@@ -101,7 +101,7 @@ class VirtualArea:
         complete: Literal["durable", "received"] = "durable",
         on_eligible: Callable[[int], None] | None = None,
     ) -> None:
-        """`on_eligible(sequence)`: entries up to it may be shipped (tell the daemon); it must not wait."""
+        """`on_eligible(sequence)`: the queue says now that entries up to it may be shipped; must not wait."""
         state = queue.state()
         self.size_bytes = area.size_bytes
         self._area = area
@@ -118,7 +118,7 @@ class VirtualArea:
         """In the queue, but the area has refused them: tried again with the next push."""
         self._low, self._high = _NOWHERE
         self._failure: DeviceError | None = None
-        self._eligible = self._recorded_eligible = state.eligible_sequence
+        self._eligible = self._recorded_eligible = self._told_eligible = state.eligible_sequence
         self._area_flushed = self._common = state.common_flush_sequence
         self._far = (state.far_epoch, state.far_durable_sequence)
         self._far_site = state.far_site
@@ -167,7 +167,6 @@ class VirtualArea:
     async def _record_progress(self) -> None:
         while True:
             await self._progress.wait()
-            await trio.sleep(RECORD_SECONDS)
             self._progress = trio.Event()
             try:
                 self._record()
@@ -175,6 +174,7 @@ class VirtualArea:
                 # The positions recorded last stay; they only ever promise less.
                 self._progress.set()
                 await trio.sleep(RETRY_SECONDS)
+            await trio.sleep(RECORD_SECONDS)
 
     async def recover(self) -> Recovery:
         """Before the first write: repeats what came after the last common flush, at A and at C (P3)."""
@@ -312,9 +312,7 @@ class VirtualArea:
         eligible = self._pushed if alone or remote is None else min(remote.received_sequence, self._pushed)
         if eligible > self._eligible:
             self._eligible = eligible
-            if self._on_eligible is not None:
-                self._on_eligible(eligible)
-        if eligible > self._recorded_eligible or self._common_flush() > self._common:
+        if eligible > self._told_eligible or self._common_flush() > self._common:
             self._progress.set()
 
     def _common_flush(self) -> int:
@@ -325,10 +323,14 @@ class VirtualArea:
         return min(self._area_flushed, remote.durable_sequence)
 
     def _record(self) -> None:
-        """Writes the positions of this process into the queue, where the daemon finds them."""
+        """Writes the positions of this process into the queue, where the daemon finds them, and tells it."""
         if self._eligible > self._recorded_eligible:
             self._queue.set_eligible(self._eligible)
             self._recorded_eligible = self._eligible
+        if self._recorded_eligible > self._told_eligible:
+            self._told_eligible = self._recorded_eligible
+            if self._on_eligible is not None:
+                self._on_eligible(self._told_eligible)
         common = self._common_flush()
         if common > self._common:
             self._queue.set_common_flush(common)
@@ -435,10 +437,6 @@ class VirtualArea:
     def note_far_durable(self, epoch: int, sequence: int) -> None:
         """The daemon says what D has durable; the daemon has recorded it in the queue itself."""
         self._far = max(self._far, (epoch, sequence))
-
-    def note_far_site(self, exists: bool) -> None:
-        """The far site was added or taken away; the queue was told by `EntryQueue.set_far_site`."""
-        self._far_site = exists
 
     def waiting(self, offset: int, length: int) -> bool:
         """Whether an entry that touches these bytes waits for the far site (a search)."""

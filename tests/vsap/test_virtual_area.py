@@ -266,20 +266,24 @@ async def test_a_cancelled_flush_does_not_take_its_followers_along(site: Site) -
 
 
 async def test_entries_are_eligible_when_the_sync_site_has_them(site: Site) -> None:
-    """P1; what the daemon finds in the queue follows shortly."""
+    """P1; the daemon is told what it then finds in the queue, or it would look in vain."""
     site.remote.lazy = False
-    async with site.virtual() as device:
+    found: list[int] = []
+
+    def tell(sequence: int) -> None:
+        site.told.append(sequence)
+        found.append(site.queue.state().eligible_sequence)
+
+    async with VirtualArea(site.area, site.queue, site.remote, on_eligible=tell) as device:
         device.write(0, A)
         device.write(4096, B)
         await wait_all_tasks_blocked()
         assert site.told == []
         site.remote.deliver(1)
-        assert (site.told, device.eligible_sequence) == ([1], 1)
-        assert site.queue.state().eligible_sequence == 0
-        await trio.sleep(0.2)
-        assert site.queue.state().eligible_sequence == 1
+        assert device.eligible_sequence == 1
+        await wait_all_tasks_blocked()
+        assert (site.told, found) == ([1], [1])
         site.remote.deliver()
-        assert site.told == [1, 2]
         device.write(0, C)
         await wait_all_tasks_blocked()
         assert site.queue.state().eligible_sequence == 2, "the append has taken it along"
@@ -289,6 +293,7 @@ async def test_without_a_sync_site_entries_are_eligible_at_once(site: Site) -> N
     device = VirtualArea(site.area, site.queue, None, on_eligible=site.told.append)
     async with device:
         await device.complete(device.write(0, A))
+        await wait_all_tasks_blocked()
         assert site.told == [1]
         await device.flush()
         assert site.queue.state().common_flush_sequence == 1
