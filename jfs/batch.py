@@ -8,9 +8,9 @@ from uuid import UUID
 from xxhash import xxh3_64_intdigest
 
 from jfs.errors import CorruptionError
-from jfs.freemap import Run
 from jfs.layout import BLOCK_BYTES, KEY
 from jfs.record import Field, Record
+from jfs.runs import Run
 
 BATCH = Record(
     "batch",
@@ -197,7 +197,7 @@ def _decode_items(body: bytes, at: int, end: int, ino: int, lsn: int) -> list[tu
     prefix = ino.to_bytes(8, "big")
     found: list[tuple[bytes, bytes | None]] = []
     while at < end:
-        value_at = at + _KEY_TAIL + 2
+        value_at = at + LOG_ITEM.size
         if value_at > end:
             raise broken_batch(lsn)
         key = prefix + body[at : at + _KEY_TAIL]

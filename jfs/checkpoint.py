@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import trio
 
 from jfs.commit import issue_region
-from jfs.coverage import RegionCoverage, merge_runs
-from jfs.freemap import FreeMap, FrozenMap, Run
+from jfs.coverage import RegionCoverage
+from jfs.freemap import FreeMap, FrozenMap
 from jfs.layout import BLOCK_BYTES, NODE_BLOCKS, LogPlace, Superblock
 from jfs.log import Segment
 from jfs.overlay import Overlay
+from jfs.runs import Run, merge_runs
 from jfs.tree import NewNode, Tree, TreeEdit, encode_new
 from jfs.volume import Volume
 
@@ -174,16 +175,13 @@ class Checkpoint:
             tail=self._tail.place,
             clean=clean,
         )
-        sequence = volume.device.write(generation % 2 * BLOCK_BYTES, following.encode())
+        sequence = volume.writer().record(
+            frozen.owned, lambda: volume.device.write(generation % 2 * BLOCK_BYTES, following.encode())
+        )
         self._next = following
         volume.superblock_sequence = sequence
         if self._region is not None:
             self._region.settled_sequence = sequence
-
-    @property
-    def is_issued(self) -> bool:
-        """Is the superblock issued? Then there is no way back."""
-        return self._next is not None
 
     def finish(self) -> None:
         """The superblock is durable: the old tree's nodes and the log before the tail are free."""

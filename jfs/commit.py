@@ -1,11 +1,9 @@
 """Making changes into batches: what a batch says, and the intents that precede writes in place."""
 
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from jfs.batch import (
-    DELETED,
     FILE_RECORD,
     LOG_RECORD,
     LOG_RUN,
@@ -13,6 +11,7 @@ from jfs.batch import (
     RETIRED_REGIONS,
     LogRecord,
     encode_file,
+    encode_item,
     encode_numbers,
     encode_record,
     encode_region,
@@ -20,9 +19,6 @@ from jfs.batch import (
 from jfs.coverage import Naming, RegionCoverage, is_named
 from jfs.layout import BLOCK_BYTES
 from jfs.volume import Changes, Volume
-
-_pack_length = struct.Struct(">H").pack
-_DELETED = _pack_length(DELETED)
 
 
 @dataclass(slots=True)
@@ -92,7 +88,7 @@ def _items_by_ino(changes: Changes) -> dict[int, list[bytes]]:
     """The items of a batch, encoded, under the file that each belongs to."""
     by_ino: dict[bytes, list[bytes]] = {}
     for key, value in changes.items.items():
-        encoded = key[8:] + (_DELETED if value is None else _pack_length(len(value)) + value)
+        encoded = encode_item(key, value)
         ino = key[:8]
         if ino in by_ino:
             by_ino[ino].append(encoded)

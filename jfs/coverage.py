@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from jfs.batch import FILE_RECORD, LOG_RECORD, LOG_RUN, REGION_RECORD, RETIRED_FILES, LogRecord
-from jfs.freemap import Run, join_runs
+from jfs.runs import Run, join_runs, merge_runs
 
 PIECE_BLOCKS = 256  # a range is an aligned piece of 1 MiB of a file
 
@@ -162,18 +162,23 @@ class Coverage:
 
     def name(self, naming: Naming, segment: int, now_ns: int, *, lsn: int = 0, sequence: int = 0) -> None:
         """A batch with this naming was issued. `lsn`: it had metadata; `sequence`: of the new data named."""
-        covered = self.files.get(naming.ino)
-        if covered is None:
-            covered = self.files[naming.ino] = FileCoverage(naming.ino, set(), segment)
-        if naming.whole:
-            covered.ranges = None
-        elif covered.ranges is not None:
-            covered.ranges.update(naming.ranges)
-        if naming.restated:
-            covered.segment = segment
+        covered = self._cover(naming, segment)
         covered.last_lsn = max(covered.last_lsn, lsn)
         covered.last_sequence = max(covered.last_sequence, sequence)
         covered.touched_ns = max(covered.touched_ns, now_ns)
+
+    def _cover(self, said: Naming | LogRecord, segment: int) -> FileCoverage:
+        """Take over what a batch in `segment` says of a file."""
+        covered = self.files.get(said.ino)
+        if covered is None:
+            covered = self.files[said.ino] = FileCoverage(said.ino, set(), segment)
+        if said.whole:
+            covered.ranges = None
+        elif covered.ranges is not None:
+            covered.ranges.update(said.ranges)
+        if said.restated:
+            covered.segment = segment
+        return covered
 
     def add_region(self, runs: list[Run], segment: int) -> RegionCoverage:
         """A batch that names these blocks was issued (or is about to be: nothing else happens in between)."""
@@ -297,15 +302,7 @@ class Coverage:
             self.drop((), record.numbers)
 
     def _replay_file(self, record: LogRecord, segment: int, lsn: int) -> None:
-        covered = self.files.get(record.ino)
-        if covered is None:
-            covered = self.files[record.ino] = FileCoverage(record.ino, set(), segment)
-        if record.whole:
-            covered.ranges = None
-        elif covered.ranges is not None:
-            covered.ranges.update(record.ranges)
-        if record.restated:
-            covered.segment = segment
+        covered = self._cover(record, segment)
         if record.item_count or record.frees or record.allocations:
             covered.last_lsn = lsn
 
@@ -320,18 +317,6 @@ class Coverage:
 def is_named(ino: int) -> bool:
     """Is this a file (not the free map, the orphan list, the tree or the log, which other rules cover)?"""
     return ino == 1 or ino > 5
-
-
-def merge_runs(runs: Sequence[Run]) -> list[Run]:
-    """The same blocks, ascending, without overlap."""
-    merged: list[Run] = []
-    for start, count in sorted(runs):
-        if merged and start <= merged[-1][0] + merged[-1][1]:
-            first, blocks = merged[-1]
-            merged[-1] = (first, max(blocks, start + count - first))
-        else:
-            merged.append((start, count))
-    return merged
 
 
 def snap_runs(runs: Sequence[Run], total_blocks: int, run_limit: int) -> list[Run]:

@@ -12,8 +12,8 @@ from bitarray.util import zeros
 
 from jfs.errors import CorruptionError, NoSpace
 from jfs.layout import FREE_MAP_INO, GROUP, GROUP_BLOCKS, NODE_BLOCKS, SUPERBLOCK_SLOTS, make_key
+from jfs.runs import Run, join_runs
 
-Run = tuple[int, int]  # first block, blocks
 LoadGroup = Callable[[int], bytes | None]
 
 ALL_USED = b"\x01"
@@ -64,17 +64,6 @@ def pieces(start: int, count: int) -> Iterator[tuple[int, int, int]]:
         yield group, bit, part
         start += part
         count -= part
-
-
-def join_runs(runs: list[Run]) -> list[Run]:
-    """The same blocks in the same order, neighbours as one run."""
-    joined: list[Run] = []
-    for start, count in runs:
-        if joined and joined[-1][0] + joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], joined[-1][1] + count)
-        else:
-            joined.append((start, count))
-    return joined
 
 
 class FrozenMap:

@@ -10,10 +10,11 @@ from bitarray import bitarray
 from bitarray.util import zeros
 
 from jfs.errors import CorruptionError
-from jfs.freemap import Run, decode_group, pieces
+from jfs.freemap import decode_group, pieces
 from jfs.fsck_codes import Fault
 from jfs.fsck_edit import drop_key
 from jfs.layout import FREE_MAP_INO, GROUP, GROUP_BLOCKS, make_key
+from jfs.runs import Run, extend_runs
 
 _NONE_USED = zeros(GROUP_BLOCKS, "little")
 
@@ -56,7 +57,7 @@ class BlockUse:
                     break
                 bit = bits.find(1, begin, stop)
                 bit = stop if bit < 0 else bit
-                _extend(kept, group * GROUP_BLOCKS + begin, bit - begin)
+                extend_runs(kept, group * GROUP_BLOCKS + begin, bit - begin)
                 bits[begin:bit] = 1
         return kept
 
@@ -111,13 +112,6 @@ class BlockUse:
             else:
                 sentence = f"{count} blocks from {start} are marked used, but nothing uses them"
                 yield Fault("map-free-as-used", place, sentence)
-
-
-def _extend(runs: list[Run], start: int, count: int) -> None:
-    if runs and runs[-1][0] + runs[-1][1] == start:
-        runs[-1] = (runs[-1][0], runs[-1][1] + count)
-    else:
-        runs.append((start, count))
 
 
 def runs_of(bits: bitarray) -> Iterator[Run]:

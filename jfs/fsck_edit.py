@@ -18,17 +18,11 @@ _REBUILT_PERMISSIONS = {S_IFREG: 0o600, S_IFDIR: 0o700, S_IFLNK: 0o777}
 
 def drop_key(key: bytes) -> Fix:
     """Drop one item."""
-    return partial(_drop_keys, (key,))
+    return partial(_drop_key, key)
 
 
-def drop_keys(keys: Sequence[bytes]) -> Fix:
-    """Drop some items."""
-    return partial(_drop_keys, tuple(keys))
-
-
-def _drop_keys(keys: Sequence[bytes], editor: Editor) -> None:
-    for key in keys:
-        editor.delete(key)
+def _drop_key(key: bytes, editor: Editor) -> None:
+    editor.delete(key)
 
 
 def drop_inode(ino: int) -> Fix:

@@ -13,10 +13,10 @@ from stat import S_IFDIR
 
 from jfs import directory, fsck_edit
 from jfs.commit import issue_region
-from jfs.coverage import Coverage, CoveragePolicy, merge_runs, snap_runs
+from jfs.coverage import Coverage, CoveragePolicy, snap_runs
 from jfs.device import BlockDevice
 from jfs.errors import CorruptionError, NoSpace
-from jfs.freemap import Run, decode_group
+from jfs.freemap import decode_group
 from jfs.fsck_blocks import runs_of
 from jfs.fsck_codes import Finding
 from jfs.fsck_examine import Collector, Examination, examine
@@ -38,6 +38,7 @@ from jfs.layout import (
 )
 from jfs.log import LogWriter, Segment
 from jfs.replay import attach_log
+from jfs.runs import Run, merge_runs
 from jfs.store import Store, StoreOptions
 from jfs.tree import Item
 from jfs.volume import Volume

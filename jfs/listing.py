@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
-from jfs.coverage import PIECE_BLOCKS, FileCoverage, merge_runs
+from jfs.coverage import PIECE_BLOCKS, FileCoverage
 from jfs.device import BLOCK_BYTES, BlockDevice
 from jfs.errors import CorruptionError
-from jfs.freemap import Run
 from jfs.inode import Inode
 from jfs.layout import INODE, ROOT_INO, SUPERBLOCK_SLOTS, make_key
 from jfs.replay import LogEnd, load_volume, read_superblock
+from jfs.runs import Run, merge_runs
 from jfs.volume import Volume
 
 TRIES = 20

@@ -118,7 +118,12 @@ class LogReader:
 
 
 class LogWriter:
-    """Appends batches. Owns the segments: live ones (in order) and spare ones."""
+    """Appends batches. Owns the segments: live ones (in order) and spare ones.
+
+    A new segment comes out of free blocks, which need not agree between sites. So it is discarded, directly
+    before the write that records it (a jump, or a superblock): what lists the log sees it recorded then, or
+    the discard still lies ahead of it in the stream.
+    """
 
     def __init__(
         self,
@@ -141,6 +146,7 @@ class LogWriter:
         self.segment_limit = min(segment_limit, SEGMENT_TABLE_LIMIT)
         self.segments = segments
         self.spares = spares
+        self._unrecorded: set[int] = set()
         self.place = place
         self.durable_lsn = place.lsn
         self.appended_bytes = 0
@@ -182,11 +188,19 @@ class LogWriter:
         return True
 
     def _take_segment(self) -> int | None:
-        """A segment out of free blocks, which need not agree between sites: discarded, so that they do."""
         start = self._grow()
         if start is not None:
-            self._device.discard(start * BLOCK_BYTES, self.segment_blocks * BLOCK_BYTES)
+            self._unrecorded.add(start)
         return start
+
+    def record(self, segments: Iterable[int], write: Callable[[], int]) -> int:
+        """Issue the write that records these segments, the new ones discarded first; its sequence."""
+        fresh = sorted(self._unrecorded.intersection(segments))
+        for start in fresh:
+            self._device.discard(start * BLOCK_BYTES, self.segment_blocks * BLOCK_BYTES)
+        sequence = write()
+        self._unrecorded.difference_update(fresh)
+        return sequence
 
     def capacity_bytes(self) -> int:
         return self.segment_limit * self.segment_blocks * BLOCK_BYTES
@@ -206,6 +220,7 @@ class LogWriter:
         DeviceError or LogFull leave the log as it was.
         """
         saved = self.place, list(self.segments), list(self.spares), self.appended_bytes
+        unrecorded = set(self._unrecorded)
         try:
             parts = self._parts(chunks)
             for index, body in enumerate(parts):
@@ -213,6 +228,7 @@ class LogWriter:
                 self._write(RECORDS_BATCH, body, more=index + 1 < len(parts))
         except BaseException:
             self._restore(*saved)
+            self._unrecorded |= unrecorded  # a jump that is taken back records nothing
             raise
         return self.place.lsn - 1
 
@@ -250,18 +266,19 @@ class LogWriter:
                 raise LogFull
             start = grown
         ordinal = self.ordinal + 1
-        self._write(JUMP_BATCH, JUMP.struct.pack(start), more=False)
+        self.record([start], lambda: self._write(JUMP_BATCH, JUMP.struct.pack(start), more=False))
         self.place = LogPlace(self.place.lsn, start, self.place.chain)
         self.segments.append(Segment(start, ordinal, self.place))
 
-    def _write(self, kind: int, body: bytes, *, more: bool) -> None:
+    def _write(self, kind: int, body: bytes, *, more: bool) -> int:
         place = self.place
         blocks, checksum = encode_batch(
             self._uuid, self._incarnation, place.lsn, place.chain, self.durable_lsn, kind, more, body
         )
-        self._device.write(place.block * BLOCK_BYTES, blocks)
+        sequence = self._device.write(place.block * BLOCK_BYTES, blocks)
         self.place = LogPlace(place.lsn + 1, place.block + len(blocks) // BLOCK_BYTES, checksum)
         self.appended_bytes += len(blocks)
+        return sequence
 
     def recycle(self, ordinal: int) -> list[int]:
         """The tail is now the segment of this ordinal; returns the segments before it, which become spare."""

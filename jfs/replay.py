@@ -7,9 +7,9 @@ from jfs.batch import FILE_RECORD, JUMP_BATCH, Batch, decode_records
 from jfs.coverage import Coverage, CoveragePolicy
 from jfs.device import BlockDevice
 from jfs.errors import CorruptionError
-from jfs.freemap import Run
 from jfs.layout import BLOCK_BYTES, LOG_INO, SUPERBLOCK_SLOTS, LogPlace, Superblock
 from jfs.log import LogReader, LogWriter, Segment
+from jfs.runs import Run
 from jfs.volume import Volume
 
 DEFAULT_CACHE_BYTES = 64 << 20

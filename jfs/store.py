@@ -21,11 +21,11 @@ from jfs.commit import (
 from jfs.coverage import CoveragePolicy
 from jfs.device import BLOCK_BYTES, BlockDevice, Buffer
 from jfs.errors import DeviceError, FileSystemError, NoSpace
-from jfs.freemap import Run
 from jfs.layout import LOG_INO, NODE_BLOCKS, VALUE_LIMIT_BYTES, Superblock
 from jfs.log import LogFull
 from jfs.mkfs import FIRST_SEGMENTS
 from jfs.replay import DEFAULT_CACHE_BYTES, attach_log, load_volume
+from jfs.runs import Run
 from jfs.tree import Item
 from jfs.volume import Changes, Volume
 
@@ -187,11 +187,6 @@ class Store:
         runs = volume.free_map.allocate(count, near)
         volume.pending.allocations.setdefault(ino, []).extend(runs)
         return runs
-
-    def require_room(self) -> None:
-        """NoSpace if no item may be added: the rest of the volume is for changing and removing them."""
-        if self.volume.free_map.free_blocks <= self.volume.free_map.reserve_blocks:
-            raise NoSpace
 
     def free(self, ino: int, start: int, count: int) -> None:
         """Give blocks back; they can be allocated again when the batch that frees them is durable."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from jfs.coverage import Coverage, FarState, NewData
 from jfs.device import BlockDevice
 from jfs.errors import CorruptionError
-from jfs.freemap import FreeMap, Run
+from jfs.freemap import FreeMap
 from jfs.layout import (
     EXTENT,
     FREE_MAP_INO,
@@ -22,6 +22,7 @@ from jfs.layout import (
 )
 from jfs.log import LogWriter
 from jfs.overlay import ABSENT, PREFIX_BYTES, Absent, Overlay
+from jfs.runs import Run
 from jfs.tree import Item, NodeCache, Tree
 
 FIRST_PAGE_ITEMS = 32

@@ -52,7 +52,6 @@ _LARGEST_PREFIX: Final = max(prefix.size for prefix in _PREFIX.values())
 MAX_DATA_BYTES: Final = MAX_BODY_BYTES - BLOCK_BYTES
 """Most data in one WRITE, COPY or SET_DATA frame."""
 MAX_RANGES: Final = (MAX_BODY_BYTES - _LARGEST_PREFIX) // _RANGE.size
-MAX_DIGESTS: Final = (MAX_BODY_BYTES - _LARGEST_PREFIX) // DIGEST_BYTES
 
 WRITE_MORE: Final = 1
 """Flag of WRITE: another frame of the same sequence follows, an entry longer than one frame may be."""

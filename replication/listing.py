@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from jfs.device import BLOCK_BYTES, BlockDevice
-from jfs.freemap import Run
 from jfs.listing import ListedFile, Listing, read_listing
+from jfs.runs import Run
 from replication.ranges import Range, intersect, normalise, subtract, total_bytes
 
 CHUNK_BYTES: Final = 64 << 10

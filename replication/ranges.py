@@ -5,19 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from heapq import nlargest
 from itertools import pairwise
 
-Range = tuple[int, int]
+from jfs.runs import Run, merge_runs
+
+Range = Run
 
 
 def normalise(ranges: Iterable[Range]) -> list[Range]:
     """The same bytes as ascending ranges that neither overlap nor touch; empty ranges vanish."""
-    merged: list[Range] = []
-    for offset, length in sorted(one for one in ranges if one[1] > 0):
-        if merged and offset <= merged[-1][0] + merged[-1][1]:
-            start, before = merged[-1]
-            merged[-1] = (start, max(before, offset + length - start))
-        else:
-            merged.append((offset, length))
-    return merged
+    return merge_runs(ranges)
 
 
 def total_bytes(ranges: Iterable[Range]) -> int:

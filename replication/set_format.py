@@ -151,11 +151,6 @@ class SetReader:
         self._data_bytes = 0
         self._marked = False
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a set has begun that is not whole."""
-        return self._begin is not None
-
     def abandon(self) -> None:
         """Forget the frames of a set that is not whole."""
         self._begin = None

@@ -133,10 +133,6 @@ class SyncReceiver:
         """Whether the area is a state of the stream: it holds a volume, and no copy to it is incomplete."""
         return self.record.facts.has_volume and not self.record.facts.copying
 
-    def unfence(self) -> None:
-        """Receive again: the roles say that this site is the synchronous secondary."""
-        self._fence = None
-
     async def serve(self, channel: Channel, hello: Hello, roles: Roles) -> None:
         """Carry on the conversation that `hello` began, until it ends; `roles` are this site's.
 

@@ -21,6 +21,7 @@ import xxhash
 from bitarray import bitarray
 
 from jfs.errors import CorruptionError, DeviceError
+from jfs.runs import merge_runs
 from vsap.condition import Condition
 from vsap.payload import write_all
 
@@ -37,7 +38,6 @@ RECORD = struct.Struct("<QQQ")
 MARK = (1 << 64) - 1
 CHUNK_BYTES = 64 << 10
 MOST_MAPS = 4
-_BUFFERED_BYTES = 256 << 10
 
 
 class _Map(NamedTuple):
@@ -45,23 +45,6 @@ class _Map(NamedTuple):
 
     through: int
     bits: bitarray
-
-
-def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ascending (offset, length) without overlaps or neighbours, of ranges in any order."""
-    found: list[tuple[int, int]] = []
-    start = end = -1
-    for offset, length in sorted(ranges):
-        if offset > end:
-            if end > start:
-                found.append((start, end - start))
-            start = offset
-            end = offset + length
-        elif offset + length > end:
-            end = offset + length
-    if end > start:
-        found.append((start, end - start))
-    return found
 
 
 class WritePositions:
@@ -408,7 +391,7 @@ class WritePositions:
             end = min(stop * CHUNK_BYTES, self._size_bytes)
             ranges.append((place * CHUNK_BYTES, end - place * CHUNK_BYTES))
             place = bits.find(1, stop)
-        return merged(ranges)
+        return merge_runs(ranges)
 
     def prune(self, sequence: int) -> None:
         """Forgets writes up to `sequence`: `covered_from` becomes at least that. The file follows with a

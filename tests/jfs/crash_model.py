@@ -9,7 +9,6 @@ import trio
 
 from jfs import checkpoint, log
 from jfs.errors import NoSpace
-from jfs.freemap import Run
 from jfs.layout import (
     BLOCK_BYTES,
     EXTENT,
@@ -22,6 +21,7 @@ from jfs.layout import (
 )
 from jfs.mkfs import make_file_system
 from jfs.replay import load_volume
+from jfs.runs import Run
 from jfs.store import Store, StoreOptions
 from tests.devices import SECTOR_BYTES, CrashDevice, MemoryDevice
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from jfs.batch import FILE_RECORD, REGION_RECORD, RETIRED_FILES, RETIRED_REGIONS, LogRecord
-from jfs.coverage import Coverage, CoveragePolicy, FarState, Naming, merge_runs, snap_runs
+from jfs.coverage import Coverage, CoveragePolicy, FarState, Naming, snap_runs
+from jfs.runs import merge_runs
 
 POLICY = CoveragePolicy(linger_ns=10)
 MIB = 256  # blocks

@@ -6,8 +6,9 @@ import pytest
 from bitarray.util import zeros
 
 from jfs.errors import CorruptionError, NoSpace
-from jfs.freemap import FreeMap, decode_group, encode_group, join_runs, pieces
+from jfs.freemap import FreeMap, decode_group, encode_group, pieces
 from jfs.layout import GROUP_BLOCKS, NODE_BLOCKS, split_key
+from jfs.runs import join_runs
 
 TOTAL = 3 * GROUP_BLOCKS + 100
 

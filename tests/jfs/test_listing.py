@@ -6,12 +6,12 @@ from uuid import UUID
 import pytest
 
 from jfs.errors import CorruptionError
-from jfs.freemap import Run
 from jfs.inode import Inode
 from jfs.layout import BLOCK_BYTES, EXTENT, INODE, ROOT_INO, encode_extent, make_key
 from jfs.listing import WHY_DELETED, WHY_METADATA, WHY_RANGES, ListedFile, Listing, listed_bytes, read_listing
 from jfs.mkfs import make_file_system
 from jfs.replay import read_superblock
+from jfs.runs import Run
 from jfs.store import Store, StoreOptions
 from tests.devices import CrashDevice, MemoryDevice, Written
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from jfs.errors import CorruptionError, DeviceError
-from vsap.positions import CHUNK_BYTES, WritePositions, merged
+from jfs.runs import merge_runs
+from vsap.positions import CHUNK_BYTES, WritePositions
 
 VOLUME = UUID(int=5)
 SIZE = 64 << 20
@@ -54,7 +55,7 @@ def test_ranges_are_merged_and_after_a_sequence(opened: Opener) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 9)), max_size=30))
 def test_merged_covers_the_same_bytes(ranges: list[tuple[int, int]]) -> None:
-    result = merged(list(ranges))
+    result = merge_runs(list(ranges))
     assert {b for start, size in result for b in range(start, start + size)} == {
         b for start, size in ranges for b in range(start, start + size)
     }
