@@ -349,12 +349,6 @@ class Shipper:
         self.applied_sequence = far.applied_sequence
         while self._sent and self._sent[0].last <= self.applied_sequence:
             self._sent.popleft()
-        try:
-            self._queue.set_far_durable(*far.durable)
-        except DeviceError as error:
-            # It runs in the task that hears the far site: the connection ends, the next attempt reports it.
-            far.channel.close(f"what the far site has cannot be recorded: {error.sentence}")
-            return
         self._trim_wanted.set()
         if self._on_far is not None:
             self._on_far(far.durable, far.applied_sequence)
@@ -373,6 +367,9 @@ class Shipper:
                 await self._trim_wanted.wait()
             self._trim_wanted = trio.Event()
             try:
+                # Seldom, not at every report: while this process writes there, the appender waits for it.
+                if self._follows and self.durable is not None:
+                    await trio.to_thread.run_sync(self._queue.set_far_durable, *self.durable)
                 await trio.to_thread.run_sync(self._queue.trim)
             except DeviceError as error:
                 self._event(Event.UNREACHABLE, f"the queue of this site cannot be trimmed: {error.sentence}")

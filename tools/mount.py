@@ -16,7 +16,7 @@ from cyclopts import Parameter
 
 from jfs.filesystem import FileSystem, FileSystemOptions
 from jfs.mountpoint import MountOptions, check_fuse, check_mountpoint, parse_options
-from jfs.store import Store
+from jfs.store import Store, StoreOptions
 from replication import config as configuration
 from replication.config import Config
 from replication.mounting import open_writer
@@ -110,7 +110,11 @@ async def serve(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ended_by_signal, stop.set)
         async with open_writer(config, site, finish=stop.set) as writer:
-            store = await Store.open(writer.device, read_only=options.read_only)
+            store = await Store.open(
+                writer.device,
+                read_only=options.read_only,
+                options=store_options(config, writer.roles.epoch),
+            )
             writer.store, writer.log_status = store, store.log_status
             writer.mountpoint = place
             file_system = FileSystem(
@@ -118,6 +122,11 @@ async def serve(
             )
             await serve_fuse(file_system, place, options, ready=mounted, stop=stop)
         nursery.cancel_scope.cancel()
+
+
+def store_options(config: Config, epoch: int) -> StoreOptions:
+    """What the configuration says of the file system's store."""
+    return StoreOptions(on_log_full=config.options.on_log_full, epoch=epoch)
 
 
 def umount(mountpoint: Annotated[Path, Parameter(help="Where it is mounted.")], /) -> int:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.replication.cluster import make_config
 from tools import background, mount_helper
 from tools.background import MountRecord
 from tools.errors import Failure
-from tools.mount import known_options
+from tools.mount import known_options, store_options
 from tools.mount_table import mount_source
 
 TABLE = """\
@@ -97,3 +98,10 @@ def test_the_helper_takes_the_site_from_the_options() -> None:
 def test_the_helper_has_the_codes_of_mount(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert mount_helper.main(arguments) == mount_helper.MountCode.USAGE
     assert capfd.readouterr().err.startswith("trisite: ")
+
+
+@pytest.mark.parametrize("word", ["wait", "coarsen"])
+def test_the_store_does_what_the_configuration_says_when_the_log_is_full(tmp_path: Path, word: str) -> None:
+    made = make_config(tmp_path / "volume", options=f'on_log_full = "{word}"')
+    assert store_options(made, 7).on_log_full == word
+    assert store_options(made, 7).epoch == 7
