@@ -130,5 +130,5 @@ class SyncLedger:
         return (
             f"writes are refused because site {self.peer} does not receive them: {self._pair.reason} "
             f"({self._pair.state} since {time_text(self._pair.since_ns)}); they go on by themselves when it "
-            f"is back: start its daemon or repair the network, or run `trisite pair suspend`"
+            f"is back: start its daemon or repair the network, or mount with protect = false"
         )
