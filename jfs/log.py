@@ -1,6 +1,6 @@
 """The metadata log on the device: segments, following the chain of batches, appending to it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -228,7 +228,8 @@ class LogWriter:
                 self._write(RECORDS_BATCH, body, more=index + 1 < len(parts))
         except BaseException:
             self._restore(*saved)
-            self._unrecorded |= unrecorded  # a jump that is taken back records nothing
+            # A jump that is taken back records nothing.
+            self._unrecorded |= unrecorded.union(set(self.spares).difference(saved[2]))
             raise
         return self.place.lsn - 1
 
