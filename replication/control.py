@@ -5,7 +5,7 @@ returns the reply. A daemon answers every request or says in one sentence why no
 """
 
 import itertools
-from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -302,6 +302,20 @@ class Drain(ControlRequest[DrainReply], frozen=True, kw_only=True):
     sequence: int
 
 
+class SetPair(ControlRequest[Done], frozen=True, kw_only=True):
+    """Suspend or resync the pair from this writer to `target`.
+
+    `force`: suspend the synchronous pair also where its secondary cannot be told.
+    """
+
+    method = "pair"
+    changes = True
+    reply = Done
+    target: str
+    action: Literal["suspend", "resync"]
+    force: bool = False
+
+
 class RangesReply(msgspec.Struct, frozen=True, kw_only=True):
     """Allocated ranges of the site's area and the sequence it is at, None where the mount goes on writing.
 
@@ -364,7 +378,7 @@ REQUESTS: Final[dict[str, type[ControlRequest[Any]]]] = {
     kind.method: kind
     for kind in (
         GetStatus, CreateVolume, Promote, Adopt, GetListing, ReportRanges, Level, GetLevel,
-        FinishMount, Drain, GetRanges, TakeMarker, GetDigests,
+        FinishMount, Drain, SetPair, GetRanges, TakeMarker, GetDigests,
     )
 }  # fmt: skip
 

@@ -69,6 +69,7 @@ class Writer:
             "written": self._written,
             "marker": self._marker,
             "roles": self._roles,
+            "pair": self._pair,
             "finish": self._finish_mount,
         }
 
@@ -127,6 +128,18 @@ class Writer:
         if should_adopt(self.roles, roles):
             self.place.state.adopt(roles)
             self.copy.fence(DeviceError(errno.EROFS, superseded_sentence(self.place.site, roles)))
+
+    async def _pair(self, params: dict[str, Any]) -> str | None:
+        if not isinstance(self.copy, FencedCopy):
+            return "there is no synchronous pair in this epoch"
+        try:
+            if params["action"] == "suspend":
+                await self.copy.suspend("the operator asked for it", force=bool(params["force"]))
+            else:
+                self.copy.resume("the operator asked for it")
+        except PeerUnreachable as error:
+            return error.sentence
+        return None
 
     async def _finish_mount(self, _: dict[str, Any]) -> str | None:
         if self.mountpoint is not None:

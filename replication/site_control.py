@@ -35,6 +35,7 @@ from replication.control import (
     RangesReply,
     ReportRanges,
     ReturnReport,
+    SetPair,
     SiteReport,
     TakeMarker,
 )
@@ -73,6 +74,7 @@ class Control:
             GetLevel.method: self._get_level,
             FinishMount.method: self._finish_mount,
             Drain.method: self._drain,
+            SetPair.method: self._pair,
             GetRanges.method: self._ranges,
             TakeMarker.method: self._marker,
             GetDigests.method: self._digests,
@@ -218,6 +220,17 @@ class Control:
             durable_sequence=durable,
             sentence=f"durable up to {durable} and applied up to {applied} of {request.sequence}",
         )
+
+    async def _pair(self, request: SetPair) -> Done:
+        site, part = self._site, self._writer()
+        if request.target == site.roles.async_to and part.shipper is not None:
+            change = part.shipper.suspend if request.action == "suspend" else part.shipper.resume
+            change("the operator asked for it")
+        elif request.target == site.roles.sync_to:
+            await site.link.set_pair(request.action, force=request.force)
+        else:
+            raise ControlError(f"there is no pair from site {site.name} to site {request.target}", "no-pair")
+        return Done()
 
     # --- comparing --------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 REPORT_SECONDS: Final = 1.0
 SETTLE_SECONDS: Final = 30.0
 TELL_SECONDS: Final = 2.0
+PAIR_SECONDS: Final = 9.0
 
 
 class MountLink:
@@ -102,6 +103,18 @@ class MountLink:
         """The blocks written at this site after `sequence`, None where the mount cannot know."""
         found = await self._ask("written", {"sequence": sequence}, SETTLE_SECONDS)
         return None if found is None else [(int(offset), int(length)) for offset, length in found]
+
+    async def set_pair(self, action: str, *, force: bool) -> None:
+        """Suspend or resync the synchronous pair, which is the mount's; ControlError why that cannot be."""
+        if not self.connected:
+            raise ControlError(
+                f"the volume is not mounted at site {self._site.name}, and nothing is copied to site sync; "
+                "mount it first",
+                "not-mounted",
+            )
+        sentence = await self._ask("pair", {"action": action, "force": force}, PAIR_SECONDS)
+        if sentence is not None:
+            raise ControlError(str(sentence))
 
     async def marker(self, ranges: list[Range], leaf_bytes: int, seconds: float) -> MarkerReply:
         """Digests at one place in the stream."""

@@ -62,6 +62,10 @@ class WriterPart:
         site, place = self._site, self._site.place
         reason = f"site {self.target} has not answered in epoch {roles.epoch} yet"
         pair = Pair(Kind.ASYNC, State.DUPLEX_PENDING, roles.since, reason)
+        for known in place.state.pairs():
+            suspended = known.state in {State.SUSPEND, State.SUSPENDING} and known.since >= roles.since
+            if suspended and (known.kind, known.source, known.target) == ("async", place.site, self.target):
+                pair = Pair(Kind.ASYNC, State(known.state), known.since, known.reason)
         return Shipper(
             self.queue,
             self.area,

@@ -1,7 +1,7 @@
 """`trisite pair`: the copy relations between the sites, which look after themselves.
 
 A pair is created with the volume and at a take-over, suspends when its other end is away, and copies what was
-missed when that is back. By hand nothing can be done to it yet, and the command says so.
+missed when that is back. An operator may suspend one for maintenance, and resync it.
 """
 
 from typing import Annotated, Final, Literal
@@ -9,16 +9,18 @@ from typing import Annotated, Final, Literal
 from cyclopts import Parameter
 
 from replication import config as configuration
+from replication.client import ask_site
+from replication.config import Config
+from replication.control import SetPair
+from replication.procedures.plan import known_roles
+from replication.procedures.survey import take_survey
 from tools.errors import ExitCode, Failure
 from tools.options import ConfigOption, config_path
+from tools.running import run_trio
 
 Action = Literal["suspend", "resync", "create", "delete"]
 
-WHY_NOT: Final[dict[Action, str]] = {
-    "suspend": "a pair cannot be suspended by hand yet; stop the daemon of the site that is to rest, "
-    "the writes it misses are kept and follow when it is started again",
-    "resync": "there is nothing to do by hand: a pair copies what was missed by itself as soon as both its "
-    "sites answer; `trisite status` shows how far it is",
+WHY_NOT: Final = {
     "create": "pairs are created by `trisite mkfs` and at a take-over; more cannot be added yet",
     "delete": "a pair cannot be deleted yet; a site that is gone for good may stay away, the others go on",
 }
@@ -30,15 +32,34 @@ def pair(
     /,
     *,
     config: ConfigOption = None,
+    force: Annotated[
+        bool, Parameter(negative="", help="Suspend also where the sync site cannot be told.")
+    ] = False,
 ) -> int:
-    """Pairs look after themselves; this says what to do instead of doing it by hand.
+    """Suspend a pair for maintenance of its secondary, or resync it: what was missed is copied.
 
     Parameters
     ----------
     action
-        What was wanted: suspend, resync, create or delete.
+        suspend or resync; create and delete are refused with the reason.
     """
     loaded = configuration.load(config_path(config))
-    for name in filter(None, sites.split(",")):
+    names = [name.strip() for name in sites.split(",") if name.strip()]
+    for name in names:
         loaded.site(name)
-    raise Failure(WHY_NOT[action], ExitCode.REFUSED)
+    if action == "create" or action == "delete":
+        raise Failure(WHY_NOT[action], ExitCode.REFUSED)
+    if len(names) != 2:
+        raise Failure(f"name the pair as FROM,TO: trisite pair {action} primary,sync", ExitCode.USAGE)
+    run_trio(_change, loaded, action, names[0], names[1], force)
+    return ExitCode.OK
+
+
+async def _change(
+    config: Config, action: Literal["suspend", "resync"], source: str, target: str, force: bool
+) -> None:
+    """At the writer, whose pairs they are."""
+    writer = known_roles(await take_survey(config)).writer
+    if source != writer:
+        raise Failure(f"site {writer} writes, its pairs are {writer},...; not {source},...", ExitCode.REFUSED)
+    await ask_site(config, writer, SetPair(target=target, action=action, force=force))
