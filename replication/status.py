@@ -57,8 +57,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The snapshot, with the fields of `status --json`.
 
     `writer` is that of the newest epoch any site knows; `lag_seconds` None where no reachable site knows it;
-    `armed` says whether C could take over with nothing lost, `armed_reason` why or why not; `warnings`
-    are sentences.
+    `armed` says whether C could take over with nothing lost and bring D level at once, `armed_reason` why or
+    why not; `warnings` are sentences.
     """
 
     volume: str
@@ -84,7 +84,8 @@ def snapshot(volume: str, survey: Survey, config: Config) -> Status:
     roles = survey.newest()
     writer = survey.reports.get(roles.writer) if roles is not None else None
     queue = writer.queue if writer is not None else None
-    armed, armed_reason = _armed(survey, roles)
+    protected, why = _protected(survey, roles)
+    armed, armed_reason = _armed(survey, roles) if protected else (False, why)
     return Status(
         volume=volume,
         epoch=roles.epoch if roles is not None else None,
@@ -103,7 +104,7 @@ def snapshot(volume: str, survey: Survey, config: Config) -> Status:
         sites={name: _site(survey, name, roles) for name in config.sites},
         armed=armed,
         armed_reason=armed_reason,
-        warnings=_warnings(survey, roles, writer, armed=armed, reason=armed_reason),
+        warnings=_warnings(survey, roles, writer, protected=protected, reason=why),
     )
 
 
@@ -174,7 +175,7 @@ def _site(survey: Survey, name: SiteName, roles: Roles | None) -> SiteStatus:
     )
 
 
-def _armed(survey: Survey, roles: Roles | None) -> tuple[bool, str]:
+def _protected(survey: Survey, roles: Roles | None) -> tuple[bool, str]:
     """Whether the sync site could take over now with nothing lost, and the sentence why (not)."""
     if roles is None:
         return False, "there is no volume yet"
@@ -188,8 +189,22 @@ def _armed(survey: Survey, roles: Roles | None) -> tuple[bool, str]:
     return False, report.proven_reason
 
 
+def _armed(survey: Survey, roles: Roles | None) -> tuple[bool, str]:
+    """Whether sync, which has everything, could bring async level at once; the sentence why (not)."""
+    has_all = f"site {roles.sync_to if roles is not None else 'sync'} has every write that was acknowledged"
+    if roles is None or roles.async_to is None:
+        return False, f"{has_all}, and there is no asynchronous site it could go on with"
+    report = survey.reports.get(roles.async_to)
+    if report is None:
+        why = survey.why_silent(roles.async_to)
+        return False, f"{has_all}, but site {roles.async_to} does not answer ({why})"
+    if report.position is None or report.position.epoch == 0:
+        return False, f"{has_all}, but site {roles.async_to} holds no complete copy yet"
+    return True, has_all
+
+
 def _warnings(
-    survey: Survey, roles: Roles | None, writer: SiteReport | None, *, armed: bool, reason: str
+    survey: Survey, roles: Roles | None, writer: SiteReport | None, *, protected: bool, reason: str
 ) -> list[str]:
     """What an operator should see first."""
     found = [f"site {site} does not answer: {why}" for site, why in survey.silent.items()]
@@ -201,7 +216,7 @@ def _warnings(
                 f"site {site} is still in epoch {report.roles.epoch}; it learns of {roles.epoch} soon"
             )
         found += [f"site {site}: {fault}" for fault in report.faults]
-    if not armed:
+    if not protected:
         found.append(f"the volume is not protected against the loss of site {roles.writer}: {reason}")
     if writer is not None and writer.mount is not None and writer.mount.unprotected:
         found.append(

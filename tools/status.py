@@ -55,7 +55,7 @@ def tell(output: Output, snapshot: Status, path: Path) -> None:
     output.say(f"volume {snapshot.volume}  writer {writer}  epoch {known(snapshot.epoch)}  ({path})")
     output.say(waiting(snapshot))
     state = "yes" if snapshot.armed else "no"
-    output.say(f"takeover at the sync site without loss: {state}, {snapshot.armed_reason}")
+    output.say(f"armed for a take-over at the sync site: {state}, {snapshot.armed_reason}")
     output.table(
         "",
         ("pair", "from", "to", "state", "since", "reason"),
