@@ -157,6 +157,24 @@ def test_a_failed_write_is_left_out() -> None:
     assert [batch.body for batch in reader(device)][-1] == b"last"
 
 
+def test_a_new_segment_is_discarded_with_the_jump_that_stays() -> None:
+    """A jump that is taken back records nothing: what was in the segment must go again before the next."""
+    device = MemoryDevice(1 << 20)
+    junk = dict.fromkeys(range(100, 100 + SEGMENT_BLOCKS), b"j" * 4096)
+    device.blocks.update(junk)
+    log = writer(device, [], limit=2, grow=iter([100]).__next__)
+    log.append([bytes(50_000)])
+    assert log.has_room(5_000)
+    assert log.spares == [100]
+    assert device.blocks[110] == junk[110], "as long as nothing records it, a segment is left alone"
+    with pytest.raises(LogFull):
+        log.append([bytes(30_000)] * 4)
+    device.blocks.update(junk)
+    log.append([bytes(12_000)])
+    assert [segment.start for segment in log.segments] == [16, 100]
+    assert not set(device.blocks.values()) & set(junk.values())
+
+
 def test_the_log_grows_and_is_recycled() -> None:
     device = MemoryDevice(4 << 20)
     fresh = iter(range(100, 900, SEGMENT_BLOCKS))
