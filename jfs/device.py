@@ -90,6 +90,24 @@ def punch_hole(descriptor: int, offset: int, length: int) -> None:
         os.pwrite(descriptor, bytes(min(chunk_bytes, offset + length - start)), start)
 
 
+def read_fully(descriptor: int, length: int, offset: int) -> bytes:
+    """pread(2) until all is there; OSError if the file ends before."""
+    data = os.pread(descriptor, length, offset)
+    while len(data) < length:
+        more = os.pread(descriptor, length - len(data), offset + len(data))
+        if not more:
+            raise OSError(errno.EIO, "the file became shorter")
+        data += more
+    return data
+
+
+def write_fully(descriptor: int, data: Buffer, offset: int) -> None:
+    """pwrite(2) until all is written; OSError."""
+    done = os.pwrite(descriptor, data, offset)
+    while done < len(data):
+        done += os.pwrite(descriptor, memoryview(data)[done:], offset + done)
+
+
 class FileDevice:
     """A file as a block device: writes complete at once, flush is fdatasync in a thread, no far site.
 
@@ -132,23 +150,14 @@ class FileDevice:
     def read(self, offset: int, length: int) -> bytes:
         check_request(self.size_bytes, offset, length)
         try:
-            data = os.pread(self._descriptor, length, offset)
-            while len(data) < length:
-                more = os.pread(self._descriptor, length - len(data), offset + len(data))
-                if not more:
-                    raise OSError(errno.EIO, "the file became shorter")
-                data += more
+            return read_fully(self._descriptor, length, offset)
         except OSError as error:
             raise self._failure("read", error) from error
-        return data
 
     def write(self, offset: int, data: Buffer) -> int:
-        length = len(data)
-        check_request(self.size_bytes, offset, length)
+        check_request(self.size_bytes, offset, len(data))
         try:
-            done = os.pwrite(self._descriptor, data, offset)
-            while done < length:
-                done += os.pwrite(self._descriptor, memoryview(data)[done:], offset + done)
+            write_fully(self._descriptor, data, offset)
         except OSError as error:
             raise self._failure("write", error) from error
         self._sequence += 1

@@ -17,6 +17,7 @@ from replication.frames import PROTOCOL_VERSION
 from replication.handshake import greet
 from replication.keys import OPERATOR, Identity, KeysError, load_identity
 from replication.messages import Hello
+from replication.nursery import serving_nursery
 from replication.parts import Place
 from replication.roles import Purpose, Roles
 
@@ -115,8 +116,7 @@ async def open_client(
         )
     if scope.cancelled_caught:
         raise PeerUnreachable(f"site {site} at {place.host}:{place.port} does not answer")
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
+    async with serving_nursery() as nursery:
         nursery.start_soon(channel.run)
         try:
             hello = Hello(
@@ -124,15 +124,8 @@ async def open_client(
             )
             welcome = await greet(channel, hello, timeout_seconds=connect_seconds)
             yield Client(channel, welcome.roles)
-        except Exception as error:
-            # Carried out of the nursery by hand: callers want the exception itself, not a group with one in
-            # it.
-            failure = error
         finally:
             channel.close()
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
 
 
 async def ask_site(

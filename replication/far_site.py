@@ -30,6 +30,7 @@ from replication.channel import Channel
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.frames import Buffer, Frame, FrameType, total_bytes
 from replication.handshake import raise_if_refused
+from replication.nursery import serving_nursery
 from replication.position import NOWHERE, Position
 
 ChannelFailure = PeerUnreachable | PeerRefused | RemoteProtocolError
@@ -209,18 +210,11 @@ async def open_far_site(
     on_report: Callable[[FarSite], None] | None = None,
 ) -> AsyncIterator[FarSite]:
     """Run a channel whose hello was welcomed, as a far site; it is closed at the end."""
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with serving_nursery() as nursery:
         far = FarSite(channel, volume=volume, epoch=epoch, on_report=on_report)
         nursery.start_soon(channel.run)
         nursery.start_soon(far.run)
         try:
             yield far
-        except Exception as error:
-            # Carried out of the nursery by hand: callers want the exception, not a group with one in it.
-            failure = error
         finally:
             channel.close()
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure

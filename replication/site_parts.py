@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from replication.nursery import serving_nursery
 from replication.parts import Place, prepare
 from replication.received_record import ReceivedRecord
 from replication.roles import role_of
@@ -82,23 +83,13 @@ async def open_part(site: "Site") -> AsyncIterator[Part]:
         if part == "sync":
             yield _open_sync(place, area, stack)
             return
-        failure: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            try:
-                if part == "writer":
-                    writer = WriterPart(site, area, stack, nursery)
-                    yield writer
-                else:
-                    follower = _open_follower(place, area, stack, level=part == "away")
-                    nursery.start_soon(follower.receiver.run)
-                    yield follower
-            except Exception as error:
-                # Carried out of the nursery by hand: the caller wants the exception, not a group.
-                failure = error
-            finally:
-                nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        async with serving_nursery() as nursery:
+            if part == "writer":
+                yield WriterPart(site, area, stack, nursery)
+            else:
+                follower = _open_follower(place, area, stack, level=part == "away")
+                nursery.start_soon(follower.receiver.run)
+                yield follower
 
 
 def _open_sync(place: Place, area: FileArea, stack: ExitStack) -> SyncPart:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from jfs.device import Buffer, check_request, punch_hole
+from jfs.device import Buffer, check_request, punch_hole, read_fully, write_fully
 from jfs.errors import DeviceError
 
 _BUFFERS_AT_ONCE = 1000  # the host takes 1024
@@ -85,24 +85,15 @@ class FileArea:
         """`length` bytes at `offset`, zeros where nothing was written."""
         check_request(self.size_bytes, offset, length)
         try:
-            data = os.pread(self._fd, length, offset)
-            while len(data) < length:
-                more = os.pread(self._fd, length - len(data), offset + len(data))
-                if not more:
-                    raise OSError(errno.EIO, "the file became shorter")
-                data += more
+            return read_fully(self._fd, length, offset)
         except OSError as error:
             raise self._failure("read", error) from error
-        return data
 
     def write(self, offset: int, data: Buffer) -> None:
         """Writes all of `data`; it is in the host's page cache on return, durable after `flush`."""
-        length = len(data)
-        check_request(self.size_bytes, offset, length)
+        check_request(self.size_bytes, offset, len(data))
         try:
-            done = os.pwrite(self._fd, data, offset)
-            while done < length:
-                done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
+            write_fully(self._fd, data, offset)
         except OSError as error:
             raise self._failure("write", error) from error
 

@@ -10,10 +10,9 @@ from replication.procedures.results import ProcedureRefused
 from replication.roles import (
     Roles,
     after_failback,
-    after_take_over_at_async,
-    after_take_over_at_sync,
     first_roles,
 )
+from tests.replication.roles_made import after_take_over_at_async, after_take_over_at_sync
 
 NORMAL = first_roles(1)
 AT_SYNC = after_take_over_at_sync(NORMAL, 100, 2)

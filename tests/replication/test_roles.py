@@ -11,14 +11,13 @@ from replication.roles import (
     Roles,
     Verdict,
     after_failback,
-    after_take_over_at_async,
-    after_take_over_at_sync,
     first_roles,
     may_connect,
     role_of,
     should_adopt,
     superseded_sentence,
 )
+from tests.replication.roles_made import after_take_over_at_async, after_take_over_at_sync
 
 NORMAL = first_roles(1_700_000_000_000_000_000)
 AT_SYNC = after_take_over_at_sync(NORMAL, 12345, 1_700_000_100_000_000_000)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from uuid import UUID
 
-from replication.roles import after_failback, after_take_over_at_sync, first_roles
+from replication.roles import after_failback, first_roles
 from replication.state import LevelRecord, SiteState, TakeOverRecord, VolumeIdentity
+from tests.replication.roles_made import after_take_over_at_sync
 
 IDENTITY = VolumeIdentity(uuid=UUID(int=7), name="home", size_bytes=1 << 30)
 NORMAL = first_roles(1)
