@@ -15,7 +15,7 @@ from replication.handshake import await_hello, refuse
 from replication.messages import Hello, RefusalCode, Reply, Request, Welcome, decode_json, encode_json
 from replication.roles import Purpose, Roles, Verdict, may_connect, should_adopt
 from replication.set_journal import JournalError
-from replication.site_parts import FollowPart, SyncPart
+from replication.site_parts import AwayPart, FollowPart, SyncPart
 from replication.state import StateError, VolumeIdentity
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ async def _serve_data(site: "Site", channel: Channel, hello: Hello) -> None:
         sentence = decision.sentence or f"site {site.name} could not learn the newer roles"
         await refuse(channel, sentence, decision.code or RefusalCode.FENCED, roles)
         return
-    site.state.note_newest(hello.newest_sequence)
+    try:
+        site.state.note_newest(hello.newest_sequence)
+    except StateError as error:  # a full disk ends this conversation, which comes again, and not the daemon
+        await refuse(channel, f"site {site.name}: {error}", RefusalCode.BUSY, roles)
+        return
     part = site.part
     if hello.purpose == Purpose.SYNC and isinstance(part, SyncPart):
         with site.conversation(channel):
@@ -87,6 +91,8 @@ async def _serve_data(site: "Site", channel: Channel, hello: Hello) -> None:
             await part.receiver.serve(channel)
     else:
         sentence = f"site {site.name} is being set up for epoch {roles.epoch}; try again in a moment"
+        if isinstance(part, AwayPart) and part.faulty:
+            sentence = f"site {site.name} cannot play its part: {part.sentence}"
         await refuse(channel, sentence, RefusalCode.BUSY, roles)
 
 

@@ -149,11 +149,11 @@ class SiteState:
 
     def create(self, identity: VolumeIdentity, roles: Roles) -> None:
         """Begin a new volume: forget whatever volume was here."""
-        with self._environment.begin(write=True) as transaction:
+        with self._environment.begin() as transaction:
             keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
-            for key in keys:
-                transaction.delete(key)
-        self._put_all({KEY_IDENTITY: identity, KEY_ROLES: roles, _history_key(roles.epoch): roles})
+        # In one transaction: where the host refuses it, the site still has what it had.
+        fresh: dict[bytes, object] = dict.fromkeys(keys)
+        self._put_all(fresh | {KEY_IDENTITY: identity, KEY_ROLES: roles, _history_key(roles.epoch): roles})
 
     def adopt(self, roles: Roles) -> bool:
         """Take over `roles` if their epoch is higher than the own one; whether they were taken over."""
