@@ -80,11 +80,6 @@ class SyncLedger:
         """State of the pair, since when, and why; for status."""
         return self._pair
 
-    @property
-    def behind_since(self) -> int | None:
-        """Unix nanoseconds since when writes are acknowledged without the secondary; None: they are not."""
-        return self._pair.since_ns if self.unprotected else None
-
     async def wait_received(self, sequence: int) -> None:
         """Return when the secondary has everything up to `sequence`. DeviceError when protection gives up."""
         while self._received < sequence and not self.unprotected:

@@ -1,0 +1,141 @@
+"""The synchronous copy brings a secondary level: by positions, by a whole copy, by comparison."""
+
+from pathlib import Path
+
+import pytest
+import trio
+import trio.lowlevel
+import trio.testing
+
+from replication.pair import State
+from tests.replication.sync_pair import SIZE, Secondary, Writer, blocks, now, until
+
+
+async def test_without_protection_writes_go_on_and_positions_bring_it_level(tmp_path: Path) -> None:
+    """The queue has forgotten what the secondary lacks: only the written blocks are copied."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    async with trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer(), protect=False)
+        async with secondary.up():
+            nursery.start_soon(copy.run)
+            await until(lambda: copy.in_step)
+            await copy.wait_received(writer.write(1, blocks(range(1, 200))))
+        await until(lambda: not copy.in_step)
+        assert now(copy.unprotected)
+        for number in range(100):
+            sequence = writer.write(number % 7 + 300, blocks([number]))
+            with trio.fail_after(5):
+                await copy.wait_received(sequence)
+                await copy.wait_durable(sequence)
+        writer.discard(3)
+        writer.common_flush = writer.queue.next_sequence - 1
+        writer.queue.forget(writer.common_flush)
+        untouched = bytes(secondary.area.data[50 * 4096 : 60 * 4096])
+        secondary.area.data[50 * 4096 : 51 * 4096] = b"?" * 4096  # would be mended by a full copy
+        async with secondary.up():
+            await until(lambda: copy.in_step)
+            assert not now(copy.unprotected)
+            assert secondary.area.data[50 * 4096 : 51 * 4096] == b"?" * 4096
+            secondary.area.data[50 * 4096 : 60 * 4096] = untouched
+            assert secondary.area.data == writer.area.data
+            assert secondary.record.received_sequence == writer.queue.next_sequence - 1
+            assert now(secondary.record.facts.in_step)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_empty_secondary_is_copied_while_writes_go_on(tmp_path: Path) -> None:
+    """The initial copy: zeros do not travel, writes made meanwhile arrive too."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    for number in range(200):
+        writer.write(number * 3, blocks([number + 1]))
+    writer.queue.forget(200)
+    copy = writer.make_copy(secondary.dialer())
+    async with secondary.up(), trio.open_nursery() as nursery:
+        nursery.start_soon(copy.run)
+        await until(lambda: copy.pair.state is State.INITIAL_COPYING)
+        assert now(copy.unprotected)
+        for number in range(300):
+            writer.write(number * 5, blocks([number]))
+            await trio.lowlevel.checkpoint()
+        await until(lambda: copy.in_step)
+        assert not now(copy.unprotected)
+        await copy.wait_received(writer.queue.next_sequence - 1)
+        assert secondary.area.data == writer.area.data
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_interrupted_copy_is_no_state_and_goes_on(tmp_path: Path) -> None:
+    """The secondary dies in mid-copy: it says so, and the copy is not begun again."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    for number in range(4):
+        writer.write(number * 512, blocks(range(number, number + 512)))
+    writer.queue.forget(4)
+    copy = writer.make_copy(secondary.dialer())
+    async with trio.open_nursery() as nursery:
+        async with secondary.up():
+            nursery.start_soon(copy.run)
+            await until(lambda: copy._resync is not None and copy._resync.copied_bytes > 1 << 20)
+            if copy.in_step:
+                pytest.fail("the copy was over before it could be interrupted")
+        await until(lambda: copy.pair.state is State.FAILURE_SUSPEND)
+        before = copy._resync
+        assert before is not None
+        assert not now(secondary.receiver.consistent)
+        copied = before.copied_bytes
+        writer.write(7, blocks([99]))
+        secondary.record.close()
+        secondary.open_record()
+        async with secondary.up():
+            await until(lambda: copy.in_step)
+            assert now(before.done)
+            assert 1 << 20 < copied < SIZE
+            assert before.copied_bytes == SIZE  # nothing that was acknowledged travelled again
+            assert secondary.area.data == writer.area.data
+            assert now(secondary.receiver.consistent)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_not_known_is_compared_and_only_differences_travel(tmp_path: Path) -> None:
+    """The positions are gone too: hashes find the blocks that differ."""
+    secondary, writer = Secondary(tmp_path), Writer(positions_known=False)
+    async with trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer(), protect=False)
+        async with secondary.up():
+            nursery.start_soon(copy.run)
+            await copy.wait_received(writer.write(0, blocks(range(1, 500))))
+            await until(lambda: copy.in_step)
+        await until(lambda: not copy.in_step)
+        for number in range(5):
+            writer.write(number * 100, blocks([200]))
+        writer.queue.forget(writer.queue.next_sequence - 1)
+        resyncs = []
+        async with secondary.up():
+            await until(lambda: copy._resync is not None or copy.in_step)
+            resyncs.append(copy._resync)
+            await until(lambda: copy.in_step)
+            assert secondary.area.data == writer.area.data
+        assert resyncs[0] is not None
+        assert resyncs[0].copied_bytes == 5 * 4096
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("positions_known", [True, False])
+async def test_a_gap_in_the_queue_while_connected(tmp_path: Path, positions_known: bool) -> None:
+    """The stream fell behind and the queue forgot: a copy, which does not take the secondary for empty."""
+    secondary, writer = Secondary(tmp_path), Writer(positions_known=positions_known)
+    async with secondary.up(), trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer())
+        nursery.start_soon(copy.run)
+        await until(lambda: copy.in_step)
+        await copy.wait_received(writer.write(0, blocks(range(1, 300))))
+        assert copy._stream is not None
+        copy._stream.live = False
+        writer.discard(0, 100)
+        last = writer.write(500, blocks([5]))
+        writer.queue.forget(last)
+        await until(lambda: copy._resync is not None)
+        assert not now(copy.unprotected)
+        await until(lambda: copy.in_step)
+        assert secondary.area.data == writer.area.data
+        assert secondary.record.received_sequence == last
+        nursery.cancel_scope.cancel()
