@@ -154,6 +154,12 @@ def previous_part(state: SiteState, site: str) -> str:
     return role_of(history[-2], site) if len(history) > 1 else "new"
 
 
+def missed_an_epoch(state: SiteState) -> bool:
+    """Whether others wrote in an epoch between the two newest that this site knows."""
+    history = state.history()
+    return len(history) > 1 and history[-1].epoch - history[-2].epoch > 1
+
+
 def prepare(place: Place) -> None:
     """Set the site's parts up for the newest roles; does nothing when that was done before.
 
@@ -164,6 +170,8 @@ def prepare(place: Place) -> None:
         return
     before = previous_part(place.state, place.site)
     part = role_of(roles, place.site)
+    if before in {"writer", "sync"} and part != "writer" and missed_an_epoch(place.state):
+        before = "away"  # where it stood says nothing of what was written without it
     if part == "writer":
         _prepare_writer(place, roles, before)
     elif part == "sync":

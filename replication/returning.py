@@ -57,7 +57,12 @@ def _collect(
     place: Place, area: FileArea, writer: QuarantineWriter, after_sequence: int
 ) -> tuple[list[Range], bool, str]:
     """Fill the quarantine; the ranges, whether they are all there can be, and a sentence."""
-    before = last_real_part(place)
+    before, epoch = last_real_part(place)
+    roles = place.state.roles
+    if roles is not None and roles.epoch - epoch > 1 and before in {"writer", "sync"}:
+        # What was written in the epochs between is in nobody's list of what differs from this site.
+        _keep_listed(place, area, writer)
+        return [], False, "others wrote in an epoch that it missed; everything in use is compared"
     if before == "writer":
         return _of_writer(place, area, writer, after_sequence)
     if before == "sync":
@@ -65,17 +70,16 @@ def _collect(
     return [], False, f"site {place.site} did not write; everything in use is compared"
 
 
-def last_real_part(place: Place) -> str:
-    """The part this site played before it was away."""
-    part = previous_part(place.state, place.site)
+def last_real_part(place: Place) -> tuple[str, int]:
+    """The part this site played before it was away, and the last epoch in which it played it (0: none)."""
     for roles in reversed(place.state.history()):
         if place.site == roles.writer:
-            return "writer"
+            return "writer", roles.epoch
         if place.site == roles.sync_to:
-            return "sync"
+            return "sync", roles.epoch
         if place.site == roles.async_to:
-            return "async"
-    return part
+            return "async", roles.epoch
+    return previous_part(place.state, place.site), 0
 
 
 def _of_writer(
