@@ -91,6 +91,8 @@ class Condition:
         self._fd = os.open(directory / "condition", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.alone = False
         self.lost = False
+        self.known = False
+        """Somebody had the directory open before: what is not there was lost, not never written."""
         self.ceiling = 1
 
     @classmethod
@@ -125,6 +127,7 @@ class Condition:
             raise CorruptionError(
                 f"{self._directory} belongs to volume {record.volume}, not to {self._volume}"
             )
+        self.known = True
         self.ceiling = record.ceiling
         same_boot = record.boot == self._boot and self._boot != NO_BOOT
         self.lost = self.alone and not record.clean and not same_boot

@@ -39,6 +39,8 @@ MARK = (1 << 64) - 1
 CHUNK_BYTES = 64 << 10
 MOST_MAPS = 4
 
+_WAY_OUT = "remove it to go on without it: the metadata log names what it named, less exactly"
+
 
 class _Map(NamedTuple):
     """Chunks that hold positions with sequences up to `through`; a set bit is a touched chunk."""
@@ -134,6 +136,8 @@ class WritePositions:
             data = b""
         if data:
             self._load_records(data, lost)
+        elif self._condition.known:
+            lost = True  # removed: an empty record would say that nothing was written
         if lost:
             self._trusted = False
         self._rewrite()
@@ -162,7 +166,7 @@ class WritePositions:
             if lost:
                 self._forget()
                 return False
-            raise CorruptionError(f"{self._path} cannot be read: {error}") from error
+            raise CorruptionError(f"{self._path} cannot be read: {error}; {_WAY_OUT}") from error
         self._covered_from = covered
         self._trusted = not untrusted
         self._newest = self._complete_through = max([covered, *(one.through for one in self._maps)])
@@ -180,7 +184,7 @@ class WritePositions:
                 if xxhash.xxh3_64_intdigest(data[start:place]) != length:
                     if lost:
                         return
-                    raise CorruptionError(f"{self._path} is damaged before byte {place}")
+                    raise CorruptionError(f"{self._path} is damaged before byte {place}; {_WAY_OUT}")
                 self._take(waiting)
                 waiting = []
                 start = place + RECORD.size

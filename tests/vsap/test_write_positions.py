@@ -138,8 +138,21 @@ def test_damage_without_a_crash_is_loud(opened: Opener) -> None:
     data = bytearray(positions._path.read_bytes())
     data[-40] ^= 1
     positions._path.write_bytes(data)
-    with pytest.raises(CorruptionError, match="damaged"):
+    with pytest.raises(CorruptionError, match=r"damaged.*remove it to go on"):
         opened()
+
+
+def test_a_record_that_was_removed_is_not_one_that_names_nothing(opened: Opener) -> None:
+    positions = opened()
+    positions.append(1, 0, 4096)
+    positions.close()
+    positions._path.unlink()
+    positions = opened()
+    assert not positions.trusted
+    with pytest.raises(ValueError, match="leaves a gap"):
+        positions.acknowledge_resend(1)
+    positions.reset(1)
+    assert positions.trusted
 
 
 def test_another_volume_or_size_is_refused(opened: Opener, tmp_path: Path) -> None:
