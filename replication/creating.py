@@ -4,6 +4,7 @@ import time
 from uuid import uuid4
 
 import msgspec
+import trio
 
 from jfs.mkfs import make_file_system
 from jfs.mountpoint import MountRefused
@@ -12,10 +13,13 @@ from replication.config import SITE_NAMES, Config, SiteName
 from replication.control import ControlError, CreateVolume
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.mounting import open_writer
+from replication.procedures.plan import Survey
 from replication.procedures.survey import take_survey
 from replication.roles import first_roles
 
 CREATE_SECONDS = 60.0
+START_SECONDS = 5.0  # daemons that were started with the same breath may take this long to listen
+POLL_SECONDS = 0.2
 NEEDED: tuple[SiteName, ...] = ("primary", "sync")
 
 
@@ -33,7 +37,7 @@ async def create_volume(config: Config, *, force: bool = False) -> CreateResult:
     Primary and sync must answer. MountRefused in one sentence if they do not, or if a site holds a volume
     and not `force`.
     """
-    survey = await take_survey(config)
+    survey = await _survey_of_needed(config)
     for site in NEEDED:
         if site not in survey.reports:
             raise MountRefused(
@@ -67,6 +71,16 @@ async def create_volume(config: Config, *, force: bool = False) -> CreateResult:
     return CreateResult(
         uuid=str(uuid), size_bytes=config.volume.size_bytes, async_reached="async" in survey.reports
     )
+
+
+async def _survey_of_needed(config: Config) -> Survey:
+    """What the sites say, once those that are needed answer or have had the time to start."""
+    deadline = trio.current_time() + START_SECONDS
+    while True:
+        survey = await take_survey(config)
+        if all(site in survey.reports for site in NEEDED) or trio.current_time() > deadline:
+            return survey
+        await trio.sleep(POLL_SECONDS)
 
 
 async def _create_at(config: Config, site: SiteName, request: CreateVolume) -> None:
