@@ -34,3 +34,7 @@ class CorruptionError(Exception):
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence)
         self.sentence = sentence
+
+
+class NewerFormatError(CorruptionError):
+    """Nothing is damaged, but a later version of trisite wrote it: to be left exactly as it is."""

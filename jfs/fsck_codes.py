@@ -65,6 +65,10 @@ CODES = _table(
         "neither superblock slot can be read",
     ),
     Code(
+        "superblock-newer",
+        "a superblock slot is of a later format version: nothing is damaged, use the trisite that wrote it",
+    ),
+    Code(
         "superblock-slot",
         "one superblock slot cannot be read, or disagrees with the other about the volume",
         "written again from the good slot",

@@ -7,7 +7,7 @@ from uuid import UUID
 from xxhash import xxh3_64_intdigest
 
 from jfs.device import BLOCK_BYTES as BLOCK_BYTES
-from jfs.errors import CorruptionError
+from jfs.errors import CorruptionError, NewerFormatError
 from jfs.record import Field, Record
 
 FORMAT_VERSION = 1
@@ -190,12 +190,14 @@ class Superblock:
         checksum, magic, version, flags = (next(fields) for _ in range(4))
         if magic != SUPERBLOCK_MAGIC:
             raise CorruptionError(f"{place} is not one of a trisite file system (no magic number)")
-        if version > FORMAT_VERSION:
-            raise CorruptionError(
-                f"{place} has format version {version}; this program knows versions up to {FORMAT_VERSION}"
-            )
+        # First the checksum, which every version has here: a flipped bit is no newer format.
         if checksum != xxh3_64_intdigest(block[8:]):
             raise CorruptionError(f"{place} has a wrong checksum")
+        if version > FORMAT_VERSION:
+            raise NewerFormatError(
+                f"{place} has format version {version}; this program knows versions up to {FORMAT_VERSION}: "
+                "use the newer trisite that wrote it"
+            )
         uuid, label, generation, epoch, created_ns, block_bytes, node_bytes = (next(fields) for _ in range(7))
         if (block_bytes, node_bytes) != (BLOCK_BYTES, NODE_BYTES):
             raise CorruptionError(f"{place} names blocks of {block_bytes} and nodes of {node_bytes} bytes")

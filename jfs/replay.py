@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jfs.batch import FILE_RECORD, JUMP_BATCH, Batch, decode_records
 from jfs.coverage import Coverage, CoveragePolicy
 from jfs.device import BlockDevice
-from jfs.errors import CorruptionError
+from jfs.errors import CorruptionError, NewerFormatError
 from jfs.layout import BLOCK_BYTES, LOG_INO, SUPERBLOCK_SLOTS, LogPlace, Superblock
 from jfs.log import LogReader, LogWriter, Segment
 from jfs.runs import Run
@@ -28,7 +28,7 @@ def read_superblock(device: BlockDevice) -> Superblock:
             )
         except CorruptionError as fault:
             faults.append(fault)
-    newer = [fault for fault in faults if "version" in fault.sentence]
+    newer = [fault for fault in faults if isinstance(fault, NewerFormatError)]
     if newer or not found:
         raise (newer or faults)[-1]
     superblock = max(found, key=lambda one: one.generation)

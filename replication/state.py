@@ -5,7 +5,8 @@ daemon of the site and the mount process open it at the same time; LMDB lets bot
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
@@ -20,6 +21,8 @@ from replication.roles import Roles, should_adopt
 MAP_BYTES: Final = 64 << 20
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
+FORMAT_VERSION: Final = 1
+KEY_FORMAT: Final = b"format"
 KEY_IDENTITY: Final = b"identity"
 KEY_ROLES: Final = b"roles"
 KEY_NEWEST_KNOWN: Final = b"newest-known"
@@ -105,6 +108,13 @@ class SiteState:
             self._environment = lmdb.open(str(directory), map_size=MAP_BYTES, sync=True, metasync=True)
         except (OSError, lmdb.Error) as error:
             raise StateError(f"the state in {directory} cannot be opened: {error}") from error
+        version = self._get(KEY_FORMAT, int)
+        if version is not None and version > FORMAT_VERSION:
+            self.close()
+            raise StateError(
+                f"the state in {directory} has format version {version}; this program knows versions up to "
+                f"{FORMAT_VERSION}: use the newer trisite that wrote it"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -119,9 +129,27 @@ class SiteState:
         self._environment.close()
 
     def _get(self, key: bytes, kind: type[T]) -> T | None:
-        with self._environment.begin() as transaction:
+        with self._reading(key), self._environment.begin() as transaction:
             value = transaction.get(key)
-        return None if value is None else msgspec.json.decode(bytes(value), type=kind)
+            return None if value is None else msgspec.json.decode(bytes(value), type=kind)
+
+    def _all(self, prefix: bytes, kind: type[T]) -> list[T]:
+        """What is kept under `prefix`, in the order of the keys."""
+        found: list[T] = []
+        with self._reading(prefix), self._environment.begin() as transaction, transaction.cursor() as cursor:
+            if cursor.set_range(prefix):
+                for key, value in cursor:
+                    if not bytes(key).startswith(prefix):
+                        break
+                    found.append(msgspec.json.decode(bytes(value), type=kind))
+        return found
+
+    @contextmanager
+    def _reading(self, what: bytes) -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.Error, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise StateError(f"the state of this site is damaged at {what.decode()!r}: {error}") from error
 
     def _put(self, key: bytes, value: object) -> None:
         self._put_all({key: value})
@@ -153,7 +181,8 @@ class SiteState:
             keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
         # In one transaction: where the host refuses it, the site still has what it had.
         fresh: dict[bytes, object] = dict.fromkeys(keys)
-        self._put_all(fresh | {KEY_IDENTITY: identity, KEY_ROLES: roles, _history_key(roles.epoch): roles})
+        fresh |= {KEY_FORMAT: FORMAT_VERSION, KEY_IDENTITY: identity, KEY_ROLES: roles}
+        self._put_all(fresh | {_history_key(roles.epoch): roles})
 
     def adopt(self, roles: Roles) -> bool:
         """Take over `roles` if their epoch is higher than the own one; whether they were taken over."""
@@ -164,14 +193,7 @@ class SiteState:
 
     def history(self) -> list[Roles]:
         """The roles of every epoch this site has seen, oldest first."""
-        with self._environment.begin() as transaction, transaction.cursor() as cursor:
-            found: list[Roles] = []
-            if cursor.set_range(PREFIX_HISTORY):
-                for key, value in cursor:
-                    if not bytes(key).startswith(PREFIX_HISTORY):
-                        break
-                    found.append(msgspec.json.decode(bytes(value), type=Roles))
-        return found
+        return self._all(PREFIX_HISTORY, Roles)
 
     def epoch_starts(self) -> list[tuple[int, int]]:
         """`(epoch, last sequence before it)` of every epoch this site has seen, oldest first."""
@@ -179,14 +201,7 @@ class SiteState:
 
     def pairs(self) -> list[PairRecord]:
         """The pairs this site has an end of, with state, time and reason of the last change."""
-        with self._environment.begin() as transaction, transaction.cursor() as cursor:
-            found: list[PairRecord] = []
-            if cursor.set_range(PREFIX_PAIR):
-                for key, value in cursor:
-                    if not bytes(key).startswith(PREFIX_PAIR):
-                        break
-                    found.append(msgspec.json.decode(bytes(value), type=PairRecord))
-        return found
+        return self._all(PREFIX_PAIR, PairRecord)
 
     def set_pair(
         self, kind: PairKind, source: SiteName, target: SiteName, state: str, reason: str

@@ -3,8 +3,11 @@
 from pathlib import Path
 from uuid import UUID
 
+import lmdb
+import pytest
+
 from replication.roles import after_failback, first_roles
-from replication.state import LevelRecord, SiteState, TakeOverRecord, VolumeIdentity
+from replication.state import LevelRecord, SiteState, StateError, TakeOverRecord, VolumeIdentity
 from tests.replication.roles_made import after_take_over_at_sync
 
 IDENTITY = VolumeIdentity(uuid=UUID(int=7), name="home", size_bytes=1 << 30)
@@ -63,3 +66,28 @@ def test_a_new_volume_forgets_the_old_one(tmp_path: Path) -> None:
         assert state.roles == NORMAL
         assert state.pairs() == []
         assert [roles.epoch for roles in state.history()] == [1]
+
+
+def _overwrite(directory: Path, key: bytes, value: bytes) -> None:
+    with lmdb.open(str(directory)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(key, value)
+
+
+def test_a_newer_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with SiteState(tmp_path) as state:
+        state.create(IDENTITY, NORMAL)
+    _overwrite(tmp_path, b"format", b"2")
+    with pytest.raises(StateError, match=r"format version 2.*use the newer trisite"):
+        SiteState(tmp_path)
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b"[]", b"\xff\xfe", b'{"epoch":"x"}'])
+def test_damage_is_one_sentence(tmp_path: Path, value: bytes) -> None:
+    with SiteState(tmp_path) as state:
+        state.create(IDENTITY, NORMAL)
+    _overwrite(tmp_path, b"roles", value)
+    _overwrite(tmp_path, b"pair/x", value)
+    with SiteState(tmp_path) as state:
+        for read in (lambda: state.roles, state.pairs):
+            with pytest.raises(StateError, match="damaged at"):
+                read()
