@@ -164,6 +164,7 @@ class Shipper:
         self._sent: deque[_Sent] = deque()
         self._wake = trio.Event()
         self._trim_wanted = trio.Event()
+        self._drain_to = 0  # Suspending ends here, however fast the writer goes on
 
     # --- for the daemon ---------------------------------------------------------------------------------
 
@@ -172,7 +173,8 @@ class Shipper:
         self._wake.set()
 
     def suspend(self, reason: str) -> None:
-        """Drain what can be drained, then stop until `resume`."""
+        """Drain what is eligible now, then stop until `resume`."""
+        self._drain_to = self._queue.state().eligible_sequence
         self._event(Event.SUSPEND, reason)
         self.notify()
 
@@ -305,13 +307,15 @@ class Shipper:
             following = far.tail.sequence + 1
             if state.dropped_through >= following:
                 raise _Recopy(f"entries up to {state.dropped_through} left the queue ({state.drop_reason})")
-            if state.eligible_sequence >= following:
+            suspending = self.pair.state is State.SUSPENDING
+            last = min(state.eligible_sequence, self._drain_to) if suspending else state.eligible_sequence
+            if last >= following:
                 if self._room(far):
-                    await self._send(far, following, state.eligible_sequence)
-                    if far.tail.sequence >= state.eligible_sequence:
+                    await self._send(far, following, last)
+                    if far.tail.sequence >= last:
                         await trio.sleep(GATHER_SECONDS)
                     continue
-            elif self.pair.state is State.SUSPENDING and far.durable >= far.tail:
+            elif suspending and far.durable >= far.tail:
                 self._event(Event.DRAINED, self.pair.reason)
                 continue
             await self._wait(far)
