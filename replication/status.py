@@ -208,6 +208,8 @@ def _warnings(
 ) -> list[str]:
     """What an operator should see first."""
     found = [f"site {site} does not answer: {why}" for site, why in survey.silent.items()]
+    if (sentence := survey.disagreement()) is not None:
+        found.append(sentence)
     if roles is None:
         return found
     for site, report in survey.reports.items():

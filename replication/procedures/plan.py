@@ -35,6 +35,21 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
         known = [report.roles for report in self.reports.values() if report.roles is not None]
         return max(known, key=lambda roles: roles.epoch, default=None)
 
+    def disagreement(self) -> str | None:
+        """What to tell where sites hold different volumes, which no procedure may mix; None: they do not."""
+        holders: dict[str, list[str]] = {}
+        for site in SITE_NAMES:
+            volume = self.reports[site].volume if site in self.reports else None
+            if volume is not None:
+                holders.setdefault(volume.uuid, []).append(site)
+        if len(holders) < 2:
+            return None
+        told = "; ".join(f"site {' and '.join(sites)}: {uuid}" for uuid, sites in holders.items())
+        return (
+            f"the sites hold different volumes ({told}); put the right directory and keys back at the wrong "
+            "one, or stop its daemon and go on without it"
+        )
+
     def why_silent(self, site: SiteName) -> str:
         """Why a site did not answer."""
         return self.silent.get(site, "it was not asked")
@@ -53,7 +68,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def known_roles(survey: Survey) -> Roles:
-    """The newest roles; refused when no site answers or none has a volume."""
+    """The newest roles; refused when no site answers, none has a volume, or sites hold different ones."""
+    if (sentence := survey.disagreement()) is not None:
+        raise ProcedureRefused(sentence, 1)
     roles = survey.newest()
     if roles is not None:
         return roles

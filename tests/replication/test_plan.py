@@ -149,3 +149,20 @@ def test_a_return_that_was_cut_short_is_finished_by_telling_who_is_behind() -> N
     assert names(plan) == ["switch"]
     assert plan.steps[0].sites == ("primary",)
     assert plan_failback(survey(back, "primary", "sync", "async")).kind == "nothing"
+
+
+def test_sites_of_different_volumes_are_not_mixed() -> None:
+    """A directory of another cluster, taken for the own one: its site must not become anybody's writer."""
+    foreign = VolumeReport(uuid="another", name="home", size_bytes=1 << 30)
+    mixed = Survey(
+        reports={
+            "primary": report("primary", NORMAL),
+            "sync": report("sync", NORMAL, volume=foreign),
+            "async": report("async", NORMAL),
+        },
+        silent={},
+    )
+    with pytest.raises(ProcedureRefused, match="site primary and async: u; site sync: another"):
+        plan_failover(mixed, "sync", accept_loss=True)
+    with pytest.raises(ProcedureRefused, match="different volumes"):
+        plan_failback(mixed)
