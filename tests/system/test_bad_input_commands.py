@@ -64,7 +64,7 @@ def test_without_daemons_every_command_says_what_is_missing(idle: Path) -> None:
     for number, command in enumerate(commands):
         result = run(idle, *command, *(["--json"] if number % 2 else []))
         assert result.returncode in {ExitCode.REFUSED, ExitCode.UNREACHABLE}
-        assert_refused(result, result.returncode, "does not answer")
+        assert_refused(result, result.returncode, "cannot be reached")
 
 
 def test_a_port_in_use(idle: Path) -> None:
