@@ -39,7 +39,7 @@ def test_the_sync_site_is_down_before_the_mount(tmp_path: Path, unmounted: bool)
 
         cluster.start("sync")
         wait_until(lambda: sync_state(cluster) == "Duplex")
-        assert len(checked(cluster).compared) == 2
+        wait_until(lambda: len(checked(cluster).compared) == 2)
         assert not any("WITHOUT" in one for one in status_of(cluster).warnings)
         writer.kill()
 
