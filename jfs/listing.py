@@ -40,13 +40,15 @@ class Listing:
     """Everything in which this site may be ahead of the far one.
 
     `block_runs` (ascending, without overlap) hold the blocks of all files, the regions, the log and the
-    superblocks: a copy of these makes the far site equal, apart from blocks that nobody owns.
+    superblocks: a copy of these makes the far site equal, apart from blocks that nobody owns. `log_runs` are
+    those of the log and the superblocks, which are looked at always.
     """
 
     uuid: UUID
     generation: int
     files: list[ListedFile]
     block_runs: list[Run]
+    log_runs: list[Run]
     volume: Volume
 
     def allocated_runs(self) -> Iterator[Run]:
@@ -78,9 +80,16 @@ def _list(volume: Volume, end: LogEnd) -> Listing:
     files = [_list_file(volume, covered) for _, covered in sorted(volume.coverage.files.items())]
     runs = [run for one in files for run in one.block_runs]
     runs += [run for region in volume.coverage.regions.values() for run in region.runs]
-    runs += [(start, volume.superblock.segment_blocks) for start in end.owned]
-    runs += [(0, len(SUPERBLOCK_SLOTS)), (volume.superblock.total_blocks - 1, 1)]
-    return Listing(volume.superblock.uuid, volume.superblock.generation, files, merge_runs(runs), volume)
+    log = [(start, volume.superblock.segment_blocks) for start in end.owned]
+    log += [(0, len(SUPERBLOCK_SLOTS)), (volume.superblock.total_blocks - 1, 1)]
+    return Listing(
+        volume.superblock.uuid,
+        volume.superblock.generation,
+        files,
+        merge_runs([*runs, *log]),
+        merge_runs(log),
+        volume,
+    )
 
 
 def _list_file(volume: Volume, covered: FileCoverage) -> ListedFile:

@@ -21,6 +21,10 @@ class MountRefused(Exception):
     """The mount cannot be made; the message is one sentence for the operator: what, why, and what to do."""
 
 
+class UnknownOption(MountRefused):
+    """What -o says is not known: a mistake in the command, not in the state of anything."""
+
+
 # What -o may say and the kernel understands; the rest is ours or refused.
 KERNEL_OPTIONS = frozenset(
     {
@@ -71,12 +75,12 @@ class MountOptions:
 
 
 def parse_options(text: str, fsname: str = "trisite") -> MountOptions:
-    """The options of ``-o a,b,c``; of two opposites the later holds. MountRefused names an unknown one."""
+    """The options of ``-o a,b,c``; of two opposites the later holds. UnknownOption names an unknown one."""
     chosen: set[str] = set()
     for word in filter(None, text.split(",")):
         if word not in KERNEL_OPTIONS:
             known = ", ".join(sorted(KERNEL_OPTIONS))
-            raise MountRefused(f"the mount option {word!r} is not known; known are {known}")
+            raise UnknownOption(f"the mount option {word!r} is not known; known are {known}")
         chosen.discard(opposite(word))
         chosen.add(word)
     return MountOptions(fsname=fsname, kernel=frozenset(chosen))

@@ -24,6 +24,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from replication.words import size
+
 SiteName = Literal["primary", "sync", "async"]
 SITE_NAMES: Final[tuple[SiteName, ...]] = ("primary", "sync", "async")
 
@@ -248,7 +250,7 @@ def _check_volume(volume: VolumeConfig) -> None:
         raise ConfigurationError(f"the size of the volume must be a multiple of {BLOCK_BYTES} bytes")
     if volume.size_bytes < SMALLEST_VOLUME_BYTES:
         raise ConfigurationError(
-            f"a volume needs at least {SMALLEST_VOLUME_BYTES >> 20} MiB, not {volume.size_bytes} bytes"
+            f"a volume needs at least {SMALLEST_VOLUME_BYTES >> 20} MiB, not {size(volume.size_bytes)}"
         )
     if volume.size_bytes > LARGEST_VOLUME_BYTES:
         raise ConfigurationError(f"a volume has at most {LARGEST_VOLUME_BYTES >> 40} TiB; make it smaller")

@@ -211,19 +211,28 @@ class FileReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListingReply(msgspec.Struct, frozen=True, kw_only=True):
-    """What the metadata log of the site's area names; `bytes` of all ranges to be looked at."""
+    """What the metadata log of the site's area names, the files by inode; `bytes` of all ranges to be looked
+    at.
+
+    Of these `file_bytes` are in ranges of the files and `log_bytes` the log area with the superblocks; what
+    is left are whole regions that an imprecise log names. `next_inode`: more files are named from it on.
+    """
 
     files: list[FileReport]
     files_listed: int
     bytes: int
+    file_bytes: int = 0
+    log_bytes: int = 0
+    next_inode: int | None = None
 
 
-class GetListing(ControlRequest[ListingReply], frozen=True, kw_only=True):
-    """Read the site's metadata log: at most `limit` files are told one by one."""
+class GetListing(ControlRequest[ListingReply], frozen=True, kw_only=True, omit_defaults=True):
+    """Read the site's metadata log: at most `limit` files are told one by one, from an inode on."""
 
     method = "listing"
     reply = ListingReply
     limit: int = 2000
+    from_inode: int = 0
 
 
 class ReturnReport(msgspec.Struct, frozen=True, kw_only=True):

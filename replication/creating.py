@@ -7,13 +7,13 @@ import msgspec
 import trio
 
 from jfs.mkfs import make_file_system
-from jfs.mountpoint import MountRefused
 from replication.client import ask_site
 from replication.config import SITE_NAMES, Config, SiteName
 from replication.control import ControlError, CreateVolume
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.mounting import open_writer
 from replication.procedures.plan import Survey
+from replication.procedures.results import ProcedureRefused
 from replication.procedures.survey import take_survey
 from replication.roles import first_roles
 
@@ -34,26 +34,27 @@ class CreateResult(msgspec.Struct, frozen=True, kw_only=True):
 async def create_volume(config: Config, *, force: bool = False) -> CreateResult:
     """Make the volume at all sites that answer and an empty file system on it.
 
-    Primary and sync must answer. MountRefused in one sentence if they do not, or if a site holds a volume
+    Primary and sync must answer. ProcedureRefused in one sentence if they do not, or if a site holds a volume
     and not `force`.
     """
     survey = await _survey_of_needed(config)
     for site in NEEDED:
         if site not in survey.reports:
-            raise MountRefused(
+            raise ProcedureRefused(
                 f"a new volume needs site {site}, which does not answer ({survey.why_silent(site)}); "
-                f"start its daemon with `trisite site {site}`"
+                f"start its daemon with `trisite site {site}`",
+                4,
             )
     reports = [survey.reports[site] for site in SITE_NAMES if site in survey.reports]
     holding = [report.site for report in reports if report.volume is not None]
     if holding and not force:
-        raise MountRefused(
+        raise ProcedureRefused(
             f"site {', '.join(holding)} holds a volume already; "
             "--force makes a new one and loses what is on it"
         )
     # Before any site forgets its volume: the other sites must not be emptied under a mounted file system.
     if mounted := [report.site for report in reports if report.mounted]:
-        raise MountRefused(
+        raise ProcedureRefused(
             f"the volume is mounted at site {mounted[0]}; unmount it (trisite umount) before making a new one"
         )
     uuid = uuid4()
@@ -86,5 +87,11 @@ async def _survey_of_needed(config: Config) -> Survey:
 async def _create_at(config: Config, site: SiteName, request: CreateVolume) -> None:
     try:
         await ask_site(config, site, request, CREATE_SECONDS)
-    except (PeerUnreachable, PeerRefused, RemoteProtocolError, ControlError) as error:
-        raise MountRefused(f"site {site} cannot make the volume: {error}") from error
+    except (PeerRefused, RemoteProtocolError, ControlError) as error:
+        raise ProcedureRefused(f"site {site} cannot make the volume: {error}") from error
+    except PeerUnreachable as error:
+        raise ProcedureRefused(
+            f"site {site} stopped answering while it made the volume ({error}); run mkfs again, with --force "
+            "where a site holds the unfinished volume",
+            4,
+        ) from error

@@ -19,6 +19,7 @@ from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.far_site import open_far_site
 from replication.parts import Place
 from replication.roles import Purpose, Roles
+from replication.words import size
 from vsap.area import FileArea
 
 IDLE: Final = LevelStatus(
@@ -53,7 +54,8 @@ class Levelling:
         done = self._progress
         return msgspec.structs.replace(
             self._status,
-            sentence=f"{done.hashed_bytes} of {done.ranges_bytes} bytes compared with site {self._target}",
+            sentence=f"{size(done.hashed_bytes)} of {size(done.ranges_bytes)} compared with "
+            f"site {self._target}",
             bytes_compared=done.hashed_bytes,
             bytes_copied=done.copied_bytes,
         )

@@ -13,6 +13,7 @@ from jfs.device import BLOCK_BYTES, BlockDevice
 from jfs.listing import ListedFile, Listing, read_listing
 from jfs.runs import Run
 from replication.ranges import Range, intersect, normalise, subtract, total_bytes
+from replication.words import size
 
 CHUNK_BYTES: Final = 64 << 10
 """Old positions are only known to within such a chunk."""
@@ -99,7 +100,7 @@ def sharpen(
         ranges = normalise([*subtract(everything, of_files), *intersect(of_files, written)])
         if unnamed:
             fault = (
-                f"{total_bytes(unnamed)} bytes in use, the first at byte {unnamed[0][0]}, were written after "
+                f"{size(total_bytes(unnamed))} in use, the first at byte {unnamed[0][0]}, were written after "
                 f"sequence {far_sequence} and the metadata log does not name them; all of both are copied, "
                 "and `trisite fsck` and a report of this fault are in order"
             )

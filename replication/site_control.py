@@ -47,6 +47,7 @@ from replication.site_parts import FollowPart, SyncPart, WriterPart
 from replication.site_report import report_of
 from replication.site_take_over import promote
 from replication.state import VolumeIdentity
+from replication.words import size
 from vsap.area import is_being_written
 
 if TYPE_CHECKING:
@@ -94,8 +95,9 @@ class Control:
         own_bytes = site.config.volume.size_bytes
         if request.size_bytes != own_bytes:
             raise ControlError(
-                f"the configuration of site {site.name} says the volume has {own_bytes} bytes, not "
-                f"{request.size_bytes}; give every site the same configuration and start its daemon again",
+                f"the configuration of site {site.name} says the volume has {size(own_bytes)}, not "
+                f"{size(request.size_bytes)}; give every site the same configuration and start its daemon "
+                "again",
                 "invalid",
             )
         have = site.state.identity
@@ -122,7 +124,7 @@ class Control:
 
     async def _listing(self, request: GetListing) -> ListingReply:
         await self._site.settle_log()
-        return await trio.to_thread.run_sync(listing_of, self._site.place, request.limit)
+        return await trio.to_thread.run_sync(listing_of, self._site.place, request.limit, request.from_inode)
 
     # --- a site that comes back -------------------------------------------------------------------------
 

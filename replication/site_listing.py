@@ -13,6 +13,7 @@ import msgspec
 
 from jfs.device import BLOCK_BYTES, FileDevice
 from jfs.listing import ListedFile, Listing, read_listing
+from jfs.runs import Run
 from replication.control import FileReport, ListingReply, Range
 from replication.listing import in_bytes, list_allocated
 from replication.parts import Place
@@ -68,15 +69,23 @@ def allocated_of(place: Place) -> list[Range]:
         return list_allocated(device)
 
 
-def listing_of(place: Place, limit: int) -> ListingReply:
+def listing_of(place: Place, limit: int, from_inode: int = 0) -> ListingReply:
     """What the log names, at most `limit` files told one by one, and no more than one reply may hold."""
     with opened_listing(place.paths.area) as listing:
-        ranges = normalise(in_bytes(listing.block_runs))
+        asked = [file for file in listing.files if file.ino >= from_inode]  # they are in the order of inodes
+        told = _fitting(_report(file) for file in asked[:limit])
         return ListingReply(
-            files=_fitting(_report(file) for file in listing.files[:limit]),
+            files=told,
             files_listed=len(listing.files),
-            bytes=total_bytes(ranges),
+            bytes=_bytes_in(listing.block_runs),
+            file_bytes=_bytes_in([run for file in listing.files for run in file.block_runs]),
+            log_bytes=_bytes_in(listing.log_runs),
+            next_inode=asked[len(told)].ino if len(told) < len(asked) else None,
         )
+
+
+def _bytes_in(runs: list[Run]) -> int:
+    return total_bytes(normalise(in_bytes(runs)))
 
 
 def _fitting(files: Iterable[FileReport]) -> list[FileReport]:

@@ -22,6 +22,7 @@ from replication.procedures.results import ProcedureRefused
 from replication.procedures.survey import take_survey
 from replication.ranges import intersect, normalise, pieces, total_bytes
 from replication.roles import Roles
+from replication.words import size
 
 LEAF_BYTES: Final = 1 << 20
 FINE_LEAF_BYTES: Final = 4096
@@ -255,7 +256,7 @@ async def _compare_all(run: _Run, report: Callable[[str], None]) -> int:
         for pair in coarse:
             run.differing.setdefault(pair, []).extend(fine.get(pair, []))
         done += total_bytes(batch)
-        report(f"{done} of {total} bytes compared at sequence {run.sequence}")
+        report(f"{size(done)} of {size(total)} compared at sequence {run.sequence}")
     return done
 
 

@@ -15,10 +15,11 @@ from typing import Final
 from cyclopts import App, CycloptsError
 
 from tools import render
-from tools.errors import ExitCode, explain
+from tools.errors import ExitCode, Failure, explain
 
 DEBUG_VARIABLE: Final = "TRISITE_DEBUG"
 DEBUG_OPTION: Final = "--debug"
+CONFIG_OPTIONS: Final = ("-c", "--config")
 # Commands whose usage error has another code than 2: fsck(8) says 16.
 USAGE_CODES: Final = {"fsck": 16}
 
@@ -41,7 +42,7 @@ COMMANDS: Final = {
 
 HELP: Final = f"""A POSIX file system that lives at three sites at once.
 
-Every command reads the configuration named by -c FILE or $TRISITE_CONFIG.
+Every command reads the configuration named by -c FILE, before or after the command, or $TRISITE_CONFIG.
 
 {DEBUG_OPTION} (or ${DEBUG_VARIABLE}=1) shows the whole story of a fault.
 
@@ -64,6 +65,23 @@ def build(word: str) -> App:
         module, _, attribute = COMMANDS[name].partition(":")
         app.command(getattr(importlib.import_module(module), attribute), name=name)
     return app
+
+
+def command_first(words: Sequence[str]) -> list[str]:
+    """The words with a configuration that was named before the command moved behind it: it is meant so."""
+    rest, named = list(words), list[str]()
+    while rest:
+        if rest[0] in CONFIG_OPTIONS and len(rest) > 1:
+            named += [rest.pop(0), rest.pop(0)]
+        elif rest[0].startswith("--config=") or (rest[0].startswith("-c") and len(rest[0]) > 2):
+            named.append(rest.pop(0))
+        else:
+            break
+    if named and not rest:
+        raise Failure(
+            "a configuration was named, but no command; `trisite --help` lists them", ExitCode.USAGE
+        )
+    return [*rest[:1], *named, *rest[1:]]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -102,8 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words.remove(DEBUG_OPTION)
         os.environ[DEBUG_VARIABLE] = "1"  # for the process that `mount` leaves behind
         debug = True
-    command = words[0] if words and words[0] in COMMANDS else ""
+    command = ""
     try:
+        words = command_first(words)
+        command = words[0] if words and words[0] in COMMANDS else ""
         code = run(words)
         sys.stdout.flush()
     except BrokenPipeError:

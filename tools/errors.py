@@ -28,6 +28,7 @@ TOLD_AS_THEY_ARE: Final = {
     "jfs.errors.DeviceError": ExitCode.OPERATIONAL,
     "jfs.errors.NoSpace": ExitCode.OPERATIONAL,
     "jfs.mountpoint.MountRefused": ExitCode.REFUSED,
+    "jfs.mountpoint.UnknownOption": ExitCode.USAGE,
     "replication.config.ConfigurationError": ExitCode.USAGE,
     "replication.control.ControlError": ExitCode.REFUSED,
     "replication.errors.PeerRefused": ExitCode.REFUSED,

@@ -1,5 +1,6 @@
 """`trisite failover` and `trisite failback`: another site becomes the writer, and the way back."""
 
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated, Literal
@@ -67,7 +68,7 @@ def failback(
     planned = partial(commands.failback, loaded, via=via, plan_only=True)
     if plan:
         return show_plan(output, planned)
-    agree(output, planned, "return to the primary site", yes=yes)
+    agree(output, planned, "return to the primary site", yes=yes)  # not asked where there is nothing to do
     result = run_trio(partial(commands.failback, loaded, via=via, report=steps_to(output)))
     output.result(result)
     tell_failback(output, result)
@@ -110,12 +111,21 @@ def agree(output: Output, planned: Planned, what: str, *, yes: bool) -> None:
     """Show the plan and ask, unless told not to; Failure if the answer is no or nobody can be asked."""
     if yes:
         return
-    tell_plan(output, run_trio(planned).steps)
+    steps = run_trio(planned).steps
+    if not steps:
+        return
+    if shown_before_asking(output):
+        tell_plan(Output(aside=output.as_json), steps)
     answer = confirm(f"{what}?")
     if answer is None:
         raise Failure("there is no terminal to ask on; give --yes to go on without asking", ExitCode.REFUSED)
     if not answer:
         raise Failure("nothing was changed, as you answered no", ExitCode.REFUSED)
+
+
+def shown_before_asking(output: Output) -> bool:
+    """Whether somebody is there who reads the plan; a script has the error, and `--plan` for the steps."""
+    return not output.as_json or sys.stdin.isatty()
 
 
 def tell_failover(output: Output, result: FailoverResult) -> None:
@@ -124,30 +134,34 @@ def tell_failover(output: Output, result: FailoverResult) -> None:
         f"site {result.writer} is the writer, epoch {result.epoch}, after {duration(result.seconds)}",
         style="bold",
     )
-    output.say(f"lost: {lost_text(result.lost)} ({result.lost_sentence})")
-    output.say(
-        f"recovery copy {result.recovery}: {result.files_listed:,} files with {size(result.bytes_listed)} "
-        f"listed, {size(result.bytes_copied)} copied"
-    )
+    output.say(f"lost: {lost_text(result.lost, result.lost_sentence)}")
+    if result.recovery != "not needed":
+        output.say(
+            f"recovery copy {result.recovery}: {result.files_listed:,} files, {size(result.bytes_listed)} "
+            f"looked at with the log area, {size(result.bytes_copied)} copied"
+        )
     output.say(f"next: trisite mount --at {result.writer} MOUNTPOINT")
 
 
-def lost_text(lost: int | None) -> str:
-    """The loss as a person reads it."""
-    if lost is None:
-        return "not known"
-    return "nothing" if lost == 0 else f"{lost:,} operations"
+def lost_text(lost: int | None, sentence: str) -> str:
+    """The loss as a person reads it, once: many sentences begin with the very word."""
+    short = "not known" if lost is None else f"{lost:,} operations" if lost else "nothing"
+    if not sentence or sentence.startswith(short):
+        return sentence or short
+    return f"{short} ({sentence})"
 
 
 def tell_failback(output: Output, result: FailbackResult) -> None:
     """The outcome of a return for a person."""
+    if not result.steps:
+        output.say(f"nothing to do: site {result.writer} is the writer, epoch {result.epoch}")
+        return
     output.say(
         f"site {result.writer} is the writer again, epoch {result.epoch}, after {duration(result.seconds)}; "
         f"{size(result.bytes_copied)} copied",
         style="bold",
     )
-    if result.quarantine is not None:
-        output.say(
-            f"{size(result.quarantined_bytes)} that only this site had were set aside in {result.quarantine}"
-        )
+    for kept in result.quarantines:
+        output.say(f"{size(kept.bytes)} that only site {kept.site} had were set aside there, in {kept.path}")
+        output.say(f"  look into it on its machine: trisite quarantine --at {kept.site}")
     output.say(f"next: trisite mount --at {result.writer} MOUNTPOINT")

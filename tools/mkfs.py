@@ -1,7 +1,7 @@
 """`trisite mkfs`: a new volume at all three sites, with an empty file system on it."""
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 
@@ -11,6 +11,11 @@ from tools.errors import ExitCode
 from tools.options import ConfigOption, JsonOption, config_path
 from tools.render import Output, size
 from tools.running import run_trio
+
+ASYNC_AWAY: Final = (
+    "site async did not answer: start its daemon there (trisite site async), its first copy begins by "
+    "itself then; until trisite status shows that pair as Duplex, only the two near sites hold the volume"
+)
 
 
 def mkfs(
@@ -28,5 +33,5 @@ def mkfs(
     output.result(result)
     output.say(f"volume {loaded.volume.name}, {size(result.size_bytes)}, is made: {result.uuid}")
     if not result.async_reached:
-        output.say("site async does not answer; it gets its copy when it does")
+        output.say(ASYNC_AWAY)
     return ExitCode.OK

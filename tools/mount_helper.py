@@ -1,20 +1,32 @@
-"""`mount.fuse.trisite`: what mount(8) calls for `mount -t fuse.trisite CONFIG MOUNTPOINT` and for fstab.
-
-    mount.fuse.trisite CONFIG MOUNTPOINT [-sfnv] [-o OPTIONS] [-t TYPE]
-
-The option `at=SITE` chooses the site. -n and -s mean what this does anyway; -f does everything but mount.
-"""
+"""`mount.fuse.trisite`: what mount(8) calls for `mount -t fuse.trisite CONFIG MOUNTPOINT` and for fstab."""
 
 import getopt
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
+from typing import Final
 
 from replication import config as configuration
 from tools import render
 from tools.cli import main as trisite
+from tools.cli import own_version
 from tools.errors import ExitCode
+
+HELP: Final = """\
+Usage: mount.fuse.trisite CONFIG MOUNTPOINT [-sfnv] [-o OPTIONS] [-t TYPE]
+
+Mounts a trisite volume. mount(8) calls it for `mount -t fuse.trisite CONFIG MOUNTPOINT` and for a line in
+fstab; for people there is `trisite mount`.
+
+-o OPTIONS  mount options, separated by commas; at=SITE chooses the site to mount at (else primary)
+-f          do everything but mount
+-s, -n, -v, -t TYPE
+            accepted, and mean what this does anyway
+-h, --help  show this
+-V, --version
+
+Exit codes: 0 mounted, 1 usage, 32 not mounted (as mount(8))."""
 
 
 class MountCode(IntEnum):
@@ -36,20 +48,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `mount.fuse.trisite`."""
     try:
         options, words = getopt.gnu_getopt(
-            list(sys.argv[1:] if arguments is None else arguments), "sfnvo:t:N:"
+            list(sys.argv[1:] if arguments is None else arguments), "sfnvhVo:t:N:", ["help", "version"]
         )
     except getopt.GetoptError as error:
         render.error(
             f"mount.fuse.trisite: {error}; it is called by mount(8) as CONFIG MOUNTPOINT [-o OPTIONS]"
         )
         return MountCode.USAGE
+    given = dict(options)
+    if {"-h", "--help"} & given.keys():
+        render.Output().say(HELP)
+        return MountCode.OK
+    if {"-V", "--version"} & given.keys():
+        render.Output().say(own_version())
+        return MountCode.OK
     if len(words) != 2:
         render.error(
             "mount.fuse.trisite needs a configuration and a mount point: CONFIG MOUNTPOINT [-o OPTIONS]"
         )
         return MountCode.USAGE
     source, mountpoint = words
-    given = dict(options)
     if "-N" in given:
         render.error("mount.fuse.trisite cannot mount in another name space; run mount inside it (nsenter)")
         return MountCode.USAGE

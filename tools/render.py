@@ -1,6 +1,7 @@
 """Everything that is shown to a person or a script passes here; no other module prints.
 
-With `--json`, standard output carries exactly one JSON object and everything else goes to standard error.
+With `--json`, standard output carries exactly one JSON object; what a person would be shown instead of it is
+not shown, and only progress, questions and errors go to standard error.
 """
 
 import sys
@@ -15,9 +16,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from replication.words import size
+
+__all__ = [
+    "Output", "clear_screen", "confirm", "duration", "error", "note", "shown_on_terminal", "size",
+]  # fmt: skip
+
 WIDTH_WITHOUT_TERMINAL = 200  # a table in a log or a pipe is not to be folded at 80 columns
 PROGRESS_LINE_SECONDS = 5.0  # how often progress is told where there is no terminal to draw on
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 Advance = Callable[[int, int], None]  # (done, of): what a piece of long work calls now and then
 
@@ -26,16 +32,6 @@ def _console(*, stderr: bool) -> Console:
     """A console over the stream of this moment, so that a redirected standard output is honoured."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL, highlight=False)
-
-
-def size(count: int) -> str:
-    """A number of bytes as a person reads it: 8 GiB, 1.5 MiB, 12 B."""
-    value = float(count)
-    for unit in UNITS:
-        if abs(value) < 1024 or unit == UNITS[-1]:
-            return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("unreachable: the last unit takes any value")
 
 
 def duration(seconds: float) -> str:
@@ -51,14 +47,19 @@ def duration(seconds: float) -> str:
 
 
 class Output:
-    """Where a command's answer goes: to a person, or as one JSON object to a script."""
+    """Where a command's answer goes: to a person, or as one JSON object to a script.
 
-    def __init__(self, *, as_json: bool = False) -> None:
+    `aside`: a person is shown it on standard error, because standard output belongs to something else.
+    """
+
+    def __init__(self, *, as_json: bool = False, aside: bool = False) -> None:
         self.as_json = as_json
+        self._aside = aside
 
     def say(self, text: str, *, style: str | None = None) -> None:
-        """One line for a person."""
-        _console(stderr=self.as_json).print(Text(text, style=style or ""), soft_wrap=True)
+        """One line of the answer for a person."""
+        if not self.as_json:
+            _console(stderr=self._aside).print(Text(text, style=style or ""), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """One line about the work itself, never part of the answer: always on standard error."""
@@ -66,6 +67,8 @@ class Output:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table for a person; columns whose name starts with '>' are set to the right."""
+        if self.as_json:
+            return
         table = Table(
             title=title or None,
             title_justify="left",
@@ -78,7 +81,7 @@ class Output:
             table.add_column(name.lstrip(">"), justify="right" if right else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        _console(stderr=self.as_json).print(table)
+        _console(stderr=self._aside).print(table)
 
     def result(self, document: Mapping[str, object] | msgspec.Struct) -> None:
         """The answer for a script; nothing where a person asked."""
@@ -156,6 +159,11 @@ def confirm(question: str) -> bool | None:
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def shown_on_terminal() -> bool:
+    """Whether the answer is read by a person as it comes, not kept in a file or read by a program."""
+    return sys.stdout.isatty()
 
 
 def clear_screen() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Final, NamedTuple
 from cyclopts import Parameter
 
 from replication import config as configuration
-from replication.config import SITE_NAMES, Config
+from replication.config import SITE_NAMES, Config, SiteName
 from replication.verify import Comparison, VerifyResult
 from replication.verify import verify as compare_sites
 from tools.errors import ExitCode, Failure, explain
@@ -90,9 +90,24 @@ def tell(output: Output, result: VerifyResult) -> None:
                 style="bold red",
             )
     for one in result.not_compared:
-        output.say(f"site {one.site} was not compared: {one.sentence}")
+        output.say(f"site {one.site} was NOT compared: {one.sentence}", style="bold red")
     if result.compared:
-        output.say(f"at sequence {result.sequence:,}, {duration(result.seconds)}")
+        output.say(summary(result))
+
+
+def summary(result: VerifyResult) -> str:
+    """The last line: what the answer covers, and which site it says nothing about."""
+    outcome = "same" if result.same else "DIFFERENT"
+    sites = ordered({site for comparison in result.compared for site in comparison.between})
+    missing = "".join(f"; it says nothing about site {one.site}" for one in result.not_compared)
+    return (
+        f"{outcome}: {', '.join(sites)}, at sequence {result.sequence:,}, {duration(result.seconds)}{missing}"
+    )
+
+
+def ordered(sites: set[SiteName]) -> list[SiteName]:
+    """The sites in the order in which they are always named."""
+    return [site for site in SITE_NAMES if site in sites]
 
 
 def differing(comparison: Comparison) -> str:

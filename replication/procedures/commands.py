@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from replication.config import Config, SiteName
-from replication.control import GetListing, ListingReply
+from replication.control import FileReport, GetListing, ListingReply
 from replication.procedures.failback import Return
 from replication.procedures.plan import Plan, Survey, known_roles, plan_failback, plan_failover
 from replication.procedures.results import (
@@ -114,6 +114,17 @@ async def failback(
     )
 
 
+async def _whole_listing(config: Config, site: SiteName) -> tuple[ListingReply, list[FileReport]]:
+    """The listing of a site's log and all its files, which may take more than one answer."""
+    listing = await demand(config, site, GetListing(), LISTING_SECONDS)
+    files, following = list(listing.files), listing.next_inode
+    while following is not None:
+        more = await demand(config, site, GetListing(from_inode=following), LISTING_SECONDS)
+        files += more.files
+        following = more.next_inode
+    return listing, files
+
+
 async def recover(config: Config, *, list_only: bool = False, report: Report = ignore) -> RecoverResult:
     """The files that the metadata log names at the site a recovery copy would start from (figure 22).
 
@@ -137,7 +148,7 @@ async def recover(config: Config, *, list_only: bool = False, report: Report = i
                 1,
             )
         copied = (await failover(config, "sync", report=report)).bytes_copied
-    listing = await demand(config, site, GetListing(), LISTING_SECONDS)
+    listing, files = await _whole_listing(config, site)
     return RecoverResult(
         site=site,
         epoch=roles.epoch,
@@ -145,10 +156,12 @@ async def recover(config: Config, *, list_only: bool = False, report: Report = i
             ListedFileReport(
                 inode=file.inode, path=file.path, ranges=file.ranges, bytes=file.bytes, why=file.why
             )
-            for file in listing.files
+            for file in files
         ],
-        files_listed=listing.files_listed,
+        files_listed=len(files),
         bytes_listed=listing.bytes,
+        file_bytes=listing.file_bytes,
+        log_bytes=listing.log_bytes,
         bytes_copied=copied,
         seconds=round(time.monotonic() - began, 3),
     )

@@ -21,9 +21,10 @@ from replication.control import (
     ReturnReport,
 )
 from replication.procedures.plan import Plan, Survey
-from replication.procedures.results import FailbackResult, ProcedureRefused
+from replication.procedures.results import FailbackResult, ProcedureRefused, Quarantined
 from replication.procedures.running import POLL_SECONDS, Progress, demand, request_if_there
 from replication.roles import Roles, after_failback
+from replication.words import size
 
 
 class Return:
@@ -72,8 +73,8 @@ class Return:
             request = ReportRanges(epoch=self._roles.epoch, after_sequence=self._roles.start_sequence)
             found = await demand(self._config, site, request, 600.0)
             self._returns[site] = found
-            kept = "nothing" if found.quarantine is None else f"{found.quarantined_bytes} bytes"
-            self._progress.note(f"{kept} of its own to keep; {found.reason}")
+            kept = "nothing" if found.quarantine is None else size(found.quarantined_bytes)
+            self._progress.note(f"site {site}: {kept} of its own to keep; {found.reason}")
 
     async def _level_all(self, step: str) -> None:
         for site in self._plan.targets:
@@ -88,7 +89,7 @@ class Return:
             status = await self._wait_level(step)
             self._bytes_copied += status.bytes_copied
             self._sequence = status.position
-            self._progress.note(f"{status.bytes_copied} bytes travelled, level at sequence {status.position}")
+            self._progress.note(f"{size(status.bytes_copied)} travelled, level at sequence {status.position}")
 
     async def _wait_level(self, step: str) -> LevelStatus:
         while True:
@@ -141,15 +142,20 @@ class Return:
                     self._progress.note(f"site {site} learns it when it is back: {answer}")
 
     def _result(self, roles: Roles) -> FailbackResult:
-        kept = [found for found in self._returns.values() if found.quarantine is not None]
+        kept = [
+            Quarantined(site=site, path=found.quarantine, bytes=found.quarantined_bytes)
+            for site, found in self._returns.items()
+            if found.quarantine is not None
+        ]
         return FailbackResult(
             writer=roles.writer,
             epoch=roles.epoch,
             bytes_copied=self._bytes_copied,
             seconds=self._progress.seconds,
             sequence=roles.start_sequence,
-            quarantine=kept[0].quarantine if kept else None,
-            quarantined_bytes=sum(found.quarantined_bytes for found in kept),
+            quarantine=kept[0].path if kept else None,
+            quarantined_bytes=sum(found.bytes for found in kept),
+            quarantines=kept,
             steps=self._progress.events,
         )
 

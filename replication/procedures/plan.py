@@ -13,6 +13,7 @@ from replication.config import SITE_NAMES, SiteName
 from replication.control import ListingReply, SiteReport
 from replication.procedures.results import ProcedureRefused
 from replication.roles import Roles, role_of
+from replication.words import size
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,7 +155,10 @@ def _refuse_unproven(report: SiteReport, roles: Roles, *, accept_loss: bool) -> 
 def _recovery_steps(survey: Survey, listing: ListingReply | None) -> list[Step]:
     cost = "only blocks that differ travel"
     if listing is not None:
-        cost = f"{listing.files_listed} files with {listing.bytes} bytes are compared, {cost}"
+        cost = (
+            f"{listing.files_listed:,} files with {size(listing.file_bytes)}, and the log area of "
+            f"{size(listing.log_bytes)}, are compared; {cost}"
+        )
     if "async" not in survey.reports:
         return [
             Step(

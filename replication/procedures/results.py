@@ -53,10 +53,19 @@ class FailoverResult(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[StepEvent]
 
 
+class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
+    """What one returning site alone had: how much, and the directory on its machine where it is kept."""
+
+    site: SiteName
+    path: str
+    bytes: int
+
+
 class FailbackResult(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a return (figures 11 and 15), with the fields of `failback --json`.
 
-    `quarantine` is the directory at the returning site with its writes that reached no other, or None.
+    `quarantines` names what every returning site alone had. `quarantine` is the first of these directories,
+    or None; `quarantined_bytes` are those of all.
     """
 
     writer: SiteName
@@ -66,6 +75,7 @@ class FailbackResult(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     quarantine: str | None
     quarantined_bytes: int
+    quarantines: list[Quarantined] = []
     steps: list[StepEvent]
 
 
@@ -80,12 +90,18 @@ class ListedFileReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecoverResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What the log names (figure 22, recovery (1) and (2)); `bytes_copied` None when only listed."""
+    """What the log names (figure 22, recovery (1) and (2)); `bytes_copied` None when only listed.
+
+    `bytes_listed` is all that a recovery copy looks at: `file_bytes` in ranges of the files, `log_bytes` of
+    the log area with the superblocks, which is always looked at, and what is left in whole regions.
+    """
 
     site: SiteName
     epoch: int
     files: list[ListedFileReport]
     files_listed: int
     bytes_listed: int
+    file_bytes: int
+    log_bytes: int
     bytes_copied: int | None
     seconds: float

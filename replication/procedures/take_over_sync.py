@@ -19,6 +19,7 @@ from replication.procedures.plan import Plan, Survey
 from replication.procedures.results import FailoverResult
 from replication.procedures.running import POLL_SECONDS, Progress, demand, request_if_there
 from replication.roles import Roles
+from replication.words import size
 
 DEAD_TARGET_SECONDS: Final = 6.0
 """How long the recovery copy may stand still because the async site is away before it is called pending."""
@@ -70,7 +71,7 @@ async def wait_level(
         report = await demand(config, "sync", GetStatus(), 10.0)
         copy = report.copy
         if is_level(copy):
-            progress.note("level" if copy is None else f"level, {copy.bytes_copied} bytes travelled")
+            progress.note("level" if copy is None else f"level, {size(copy.bytes_copied)} travelled")
             return "done", report
         if "async" not in survey.reports:
             progress.pending("site async is away; the copy begins by itself when it answers")

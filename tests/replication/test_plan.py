@@ -76,9 +76,9 @@ def test_the_plan_of_a_rerun_is_the_same() -> None:
 
 
 def test_the_cost_is_what_the_log_names() -> None:
-    listing = ListingReply(files=[], files_listed=7, bytes=4096)
+    listing = ListingReply(files=[], files_listed=7, bytes=9 << 20, file_bytes=4096, log_bytes=8 << 20)
     plan = plan_failover(survey(NORMAL, "sync", "async"), "sync", accept_loss=False, listing=listing)
-    assert "7 files with 4096 bytes" in plan.steps[-1].cost
+    assert "7 files with 4 KiB, and the log area of 8 MiB" in plan.steps[-1].cost
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_mount_that_cannot_be_made_says_why_at_once(stage: Stage) -> None:
     assert at_secondary.stderr.count("\n") == 1
     assert "primary" in at_secondary.stderr
     unknown = run(stage, "mount", "-o", "sideways", str(stage.mountpoint))
-    assert unknown.returncode == ExitCode.REFUSED
+    assert unknown.returncode == ExitCode.USAGE
     assert "sideways" in unknown.stderr
     assert not stage.is_mounted()
 

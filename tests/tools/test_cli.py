@@ -81,6 +81,9 @@ def test_the_volume_is_named_after_its_directory(directory: str, name: str) -> N
         (("status", "-c", "/nonexistent.toml"), ExitCode.USAGE, "/nonexistent.toml"),
         (("fsck", "--at", "sync", "--loud"), 16, "--loud"),
         (("failover", "--to", "primary", "-c", "x"), ExitCode.USAGE, "primary"),
+        (("-c", "/nonexistent.toml", "status"), ExitCode.USAGE, "/nonexistent.toml"),
+        (("-c", "/nonexistent.toml", "fsck", "--at", "sync"), 16, "/nonexistent.toml"),
+        (("-c", "/nonexistent.toml"), ExitCode.USAGE, "no command"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_code(arguments: tuple[str, ...], code: int, word: str) -> None:
@@ -88,6 +91,21 @@ def test_a_mistake_is_one_sentence_and_a_code(arguments: tuple[str, ...], code: 
     assert ended.returncode == code
     assert_one_sentence(ended)
     assert word in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ([], []),
+        (["status", "-c", "f"], ["status", "-c", "f"]),
+        (["-c", "f", "status", "--json"], ["status", "-c", "f", "--json"]),
+        (["--config", "f", "mount", "/mnt"], ["mount", "--config", "f", "/mnt"]),
+        (["--config=f", "pair", "suspend", "a,b"], ["pair", "--config=f", "suspend", "a,b"]),
+        (["--help"], ["--help"]),
+    ],
+)
+def test_a_configuration_before_the_command_belongs_to_it(given: list[str], meant: list[str]) -> None:
+    assert cli.command_first(given) == meant
 
 
 def test_the_configuration_may_come_from_the_environment() -> None:

@@ -100,6 +100,14 @@ def test_the_helper_has_the_codes_of_mount(arguments: list[str], capfd: pytest.C
     assert capfd.readouterr().err.startswith("trisite: ")
 
 
+@pytest.mark.parametrize(("option", "says"), [("--help", "at=SITE"), ("-h", "at=SITE"), ("-V", ".")])
+def test_the_helper_says_what_it_is(option: str, says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert mount_helper.main([option]) == mount_helper.MountCode.OK
+    told = capfd.readouterr()
+    assert says in told.out
+    assert told.err == ""
+
+
 @pytest.mark.parametrize("word", ["wait", "coarsen"])
 def test_the_store_does_what_the_configuration_says_when_the_log_is_full(tmp_path: Path, word: str) -> None:
     made = make_config(tmp_path / "volume", options=f'on_log_full = "{word}"')

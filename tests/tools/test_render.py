@@ -24,7 +24,7 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_with_json_everything_but_the_object_goes_to_standard_error(
+def test_with_json_standard_error_has_the_progress_and_nothing_of_the_answer(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     output = Output(as_json=True)
@@ -35,7 +35,14 @@ def test_with_json_everything_but_the_object_goes_to_standard_error(
     captured = capfd.readouterr()
     assert json.loads(captured.out) == {"answer": 42}
     assert captured.out.count("\n") == 1
-    assert all(word in captured.err for word in ("said", "noted", "title", "x"))
+    assert captured.err == "noted\n"
+
+
+def test_what_is_shown_aside_leaves_standard_output_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    Output(aside=True).table("title", ("a",), [("x",)])
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert " x " in captured.err
 
 
 def test_without_json_the_answer_is_for_a_person(capfd: pytest.CaptureFixture[str]) -> None:
