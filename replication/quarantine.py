@@ -2,7 +2,8 @@
 
 `quarantine/epoch-E-after-S/` holds
 * `entries`: the writes in order, each as the 40 byte header of `vsap.entry` and its payload;
-* `listing.json`: site, epoch, where the streams part, ranges, bytes, and the files, with paths where known.
+* `listing.json`: site, epoch, where the streams part, ranges, bytes, and the files, with paths where known,
+  and which of the kept bytes are theirs: the area is overwritten afterwards and could not tell any more.
 
 It is written under another name and renamed when whole, so a rerun after a kill never takes half for all.
 """
@@ -23,9 +24,31 @@ ENTRIES_FILE: Final = "entries"
 LISTING_FILE: Final = "listing.json"
 
 
+class KeptFile(FileReport, frozen=True, kw_only=True):
+    """A file that kept writes belong to, as the returning site had it.
+
+    `pieces` are (offset in the file, offset in the volume, length) of its bytes among the kept ones, of
+    `allocated_bytes` that it had; a listing of an older release has none.
+    """
+
+    size_bytes: int = 0
+    allocated_bytes: int = 0
+    pieces: list[tuple[int, int, int]] = msgspec.field(default_factory=list)
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much of the file is here."""
+        return sum(length for _, _, length in self.pieces)
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything the file had is here, not just what was written lately."""
+        return bool(self.pieces) and self.kept_bytes == self.allocated_bytes
+
+
 class QuarantineListing(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of `listing.json`. `complete` is False where the site's host crashed and some writes are
-    gone.
+    """The content of `listing.json`. `complete` is False where the writes themselves were not on record (a
+    crash of the host, an overflow, a missed epoch): then the blocks that the metadata log named were kept.
     """
 
     site: str
@@ -35,7 +58,7 @@ class QuarantineListing(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     complete: bool
     ranges: list[Range]
-    files: list[FileReport]
+    files: list[KeptFile]
 
 
 class QuarantineWriter:
@@ -70,7 +93,7 @@ class QuarantineWriter:
             self.entries += 1
             self.bytes += entry.length
 
-    def finish(self, site: str, files: list[FileReport], *, complete: bool) -> Path | None:
+    def finish(self, site: str, files: list[KeptFile], *, complete: bool) -> Path | None:
         """Make it durable and give it its name; None (and nothing is left) when there was nothing to keep."""
         self._file.flush()
         os.fsync(self._file.fileno())

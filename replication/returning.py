@@ -8,11 +8,11 @@ overwritten.
 from typing import Final
 
 from jfs.errors import CorruptionError, DeviceError
-from replication.control import MOST_RANGES, FileReport, Range
+from replication.control import MOST_RANGES, Range
 from replication.parts import Place, previous_part
 from replication.position import NOWHERE
-from replication.quarantine import QuarantineWriter
-from replication.ranges import coarsened, intersect, normalise, pieces
+from replication.quarantine import KeptFile, QuarantineWriter
+from replication.ranges import coarsened, normalise, pieces
 from replication.set_journal import JournalError
 from replication.site_listing import local_files, local_ranges
 from replication.state import LevelRecord
@@ -145,12 +145,11 @@ def _keep_blocks(area: FileArea, writer: QuarantineWriter, ranges: list[Range]) 
         writer.add([write_entry(0, 0, offset, area.read(offset, length))])
 
 
-def _files_in(place: Place, ranges: list[Range]) -> list[FileReport]:
+def _files_in(place: Place, ranges: list[Range]) -> list[KeptFile]:
     """The files of this site's own log that the kept blocks belong to; none when the log cannot be read."""
     if not ranges:
         return []
     try:
-        files = local_files(place.paths.area)
+        return local_files(place.paths.area, ranges)
     except (CorruptionError, DeviceError):
         return []
-    return [file for file, blocks in files if intersect(normalise(blocks), ranges)]

@@ -4,6 +4,7 @@ Everything here reads the area file only, so it works beside a mount that goes o
 it in a worker thread.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from jfs.runs import Run
 from replication.control import FileReport, ListingReply, Range
 from replication.listing import in_bytes, list_allocated
 from replication.parts import Place
-from replication.ranges import coarsened, normalise, total_bytes
+from replication.quarantine import KeptFile
+from replication.ranges import coarsened, intersect, normalise, total_bytes
 
 FILE_RANGES: Final = 1000
 REPLY_BYTES: Final = 900_000
@@ -44,17 +46,45 @@ def _report(file: ListedFile) -> FileReport:
     """For people; very many ranges of one file are told as fewer that hold them."""
     return FileReport(
         inode=file.ino,
-        path=file.path,
+        path=told_path(file.path),
         ranges=coarsened(in_bytes(file.ranges), FILE_RANGES),
         bytes=BLOCK_BYTES * sum(count for _, count in file.block_runs),
         why=file.why,
     )
 
 
-def local_files(area: Path) -> list[tuple[FileReport, list[Range]]]:
-    """Every file the log names, with its ranges on the volume."""
+def told_path(path: str) -> str:
+    """A path as JSON can hold it: bytes of a name that are no UTF-8 stand as `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def local_files(area: Path, kept: list[Range]) -> list[KeptFile]:
+    """The files the log names that have blocks in `kept` (normalised ranges of the volume), and which."""
     with opened_listing(area) as listing:
-        return [(_report(file), in_bytes(file.block_runs)) for file in listing.files]
+        found = [_kept_file(listing, file, kept) for file in listing.files]
+    return [file for file in found if file.pieces]
+
+
+def _kept_file(listing: Listing, file: ListedFile, kept: list[Range]) -> KeptFile:
+    report = _report(file)
+    extents = [
+        (first * BLOCK_BYTES, start * BLOCK_BYTES, count * BLOCK_BYTES)
+        for first, start, count in listing.volume.extents(file.ino)
+    ]
+    return KeptFile(
+        inode=report.inode,
+        path=report.path,
+        ranges=report.ranges,
+        bytes=report.bytes,
+        why=report.why,
+        size_bytes=file.size_bytes,
+        allocated_bytes=sum(length for _, _, length in extents),
+        pieces=[
+            (in_file + start - in_volume, start, count)
+            for in_file, in_volume, length in extents
+            for start, count in intersect([(in_volume, length)], kept)
+        ],
+    )
 
 
 def local_ranges(area: Path) -> list[Range]:

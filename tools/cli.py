@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "failback": "tools.failover:failback",
     "recover": "tools.recover:recover",
     "fsck": "tools.fsck:fsck",
+    "quarantine": "tools.quarantine:quarantine",
     "verify": "tools.verify:verify",
     "demo": "tools.demo.story:demo",
 }

@@ -35,6 +35,7 @@ TOLD_AS_THEY_ARE: Final = {
     "replication.errors.PeerUnreachable": ExitCode.UNREACHABLE,
     "replication.errors.RemoteProtocolError": ExitCode.OPERATIONAL,
     "replication.keys.KeysError": ExitCode.USAGE,
+    "replication.restoring.QuarantineDamaged": ExitCode.DAMAGED,
     "replication.set_journal.JournalError": ExitCode.DAMAGED,
     "replication.site.SiteError": ExitCode.REFUSED,
     "replication.state.StateError": ExitCode.OPERATIONAL,

@@ -178,4 +178,4 @@ def test_the_queue_is_trimmed_while_nobody_asks_for_a_flush(cluster: Cluster) ->
     finally:
         queue.close()
     assert writer.popen.poll() is None
-    assert local_files(cluster.base / "primary" / "area")
+    assert local_files(cluster.base / "primary" / "area", [(0, cluster.config.volume.size_bytes)])

@@ -17,6 +17,7 @@ from replication.creating import create_volume
 from replication.mounting import open_writer
 from replication.procedures import ProcedureRefused, StepEvent
 from replication.quarantine import read_entries, read_listing_file
+from replication.restoring import kept_at, restore
 from replication.status import collect
 from replication.verify import VerifyResult, verify
 from tests.replication.cluster import Cluster, Process, running, wait_until
@@ -172,7 +173,27 @@ def test_only_what_sync_lacks_goes_to_quarantine(cluster: Cluster) -> None:
     listing = read_listing_file(Path(back.quarantine))
     assert listing.complete
     assert [file.path for file in listing.files if file.path is not None]
+    assert [(kept.site, kept.path) for kept in back.quarantines] == [("primary", back.quarantine)]
+    assert_restorable(Path(back.quarantine))
     checked(cluster)
+
+
+def assert_restorable(path: Path) -> None:
+    """Each kept block of a file comes back at its place in the file, with what the writer put there."""
+    (kept,) = kept_at(path.parent)
+    (to := path.parent.parent / "restored").mkdir()
+    result = restore(kept, to, blocks=False)
+    assert result.files
+    for file in kept.listing.files:
+        (restored,) = [one for one in result.files if one.path == file.path]
+        data = Path(restored.to).read_bytes()
+        assert len(data) == file.size_bytes
+        for in_file, _, length in file.pieces:
+            for at in range(in_file, min(in_file + length, len(data)), 4096):
+                number = int(data[at : at + 8])
+                assert data[at : at + 4096] == b"%08d" % number * 512
+                assert file.path == f"/f{number % 20}"
+                assert at // 4096 - number % 30 in {0, 1}
 
 
 def test_stalled_sites_cost_a_short_wait(cluster: Cluster) -> None:
