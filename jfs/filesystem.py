@@ -12,7 +12,7 @@ from stat import S_IFDIR
 
 from jfs.directory import NAME_MAX
 from jfs.errors import CorruptionError
-from jfs.layout import BLOCK_BYTES, INODE, ROOT_INO, make_key
+from jfs.layout import BLOCK_BYTES, FIRST_FILE_INO, INODE, ROOT_INO, make_key
 from jfs.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE, Name, Namespace, Owner
 from jfs.nodes import DEFAULT_OPTIONS, FileSystemOptions, Node, now_ns
 from jfs.store import Store
@@ -53,14 +53,14 @@ class FileSystem(Namespace):
         super().__init__(store, options)
         self.read_only = read_only
         if store.get(make_key(ROOT_INO, INODE)) is None:
-            if read_only:
+            if store.volume.inodes or store.volume.next_ino != FIRST_FILE_INO:
                 raise CorruptionError("the root directory has no inode")
             self._make_root()
         if not read_only:
             self._take_up_orphans()
 
     def _make_root(self) -> None:
-        """A fresh volume has no root directory yet."""
+        """A fresh volume has no root directory yet. Read only, it is in memory alone."""
         now = now_ns()
         root = Node(
             mode=S_IFDIR | 0o755,
@@ -73,7 +73,8 @@ class FileSystem(Namespace):
             ino=ROOT_INO,
         )
         self._remember(root)
-        self.mark(root)
+        if not self.read_only:
+            self.mark(root)
 
     def statfs(self) -> Usage:
         """Room and inodes of the volume."""

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 SEED_VARIABLE = "TRISITE_SEED"
+SCHEDULE_VARIABLE = "TRISITE_CRASH_SCHEDULE"
 DEFAULT_SEED = 22  # `make test` is the same run every time; `make soak` draws a fresh seed
 
 settings.register_profile("trisite", deadline=None, print_blob=True)
@@ -21,6 +22,22 @@ def run_seed() -> int:
 @pytest.fixture
 def seed() -> int:
     return run_seed()
+
+
+@pytest.fixture
+def crash_schedule(request: pytest.FixtureRequest) -> str | None:
+    """The one power cut to play, if one was asked for."""
+    given = request.config.getoption("crash_schedule")
+    return None if given is None else str(given)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--crash-schedule",
+        metavar="STRING",
+        default=os.environ.get(SCHEDULE_VARIABLE),
+        help=f"play this one power cut (tests/crash; also by {SCHEDULE_VARIABLE})",
+    )
 
 
 def pytest_report_header() -> str:
