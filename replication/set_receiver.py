@@ -8,17 +8,14 @@ journal is the stream at `durable`, and the area alone never shows part of a set
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
 from jfs.errors import DeviceError
 from replication.bodies import (
     Differ,
-    Hashes,
     Marker,
-    decode_data,
-    decode_discard,
     decode_hashes,
     decode_marker,
     encode_differ,
@@ -31,10 +28,10 @@ from replication.frames import Frame, FrameType
 from replication.handshake import refuse
 from replication.messages import RefusalCode
 from replication.position import NOWHERE, Position
-from replication.ranges import normalise
+from replication.set_apply import Area, apply_frame, differing_ranges
 from replication.set_format import SET_TYPES
 from replication.set_journal import CheckedFrame, JournalError, JournalledSet, SetJournal
-from vsap.digest import Readable, digest_ranges
+from vsap.digest import digest_ranges
 
 PENDING_BYTES: Final = 16 << 20
 """Frames received but not yet written to the journal, above which nothing more is received."""
@@ -45,17 +42,8 @@ APPLY_SECONDS: Final = 0.03
 """Pause between two rounds of applying while little waits: what is journalled is safe, and many small sets
 cost less together than one by one."""
 DIGESTS_KEPT: Final = 64
-
-
-class Area(Protocol):
-    """The storage area that sets are applied to; DeviceError for what the host refuses."""
-
-    size_bytes: int
-
-    def read(self, offset: int, length: int, /) -> bytes: ...
-    def write(self, offset: int, data: bytes | bytearray | memoryview, /) -> None: ...
-    def discard(self, offset: int, length: int, /) -> None: ...
-    def flush(self) -> None: ...
+RETRY_SECONDS: Final = 1.0
+"""An area that cannot be written (a full disk) is tried again this often."""
 
 
 class NotConsistent(Exception):
@@ -99,6 +87,8 @@ class SetReceiver:
         """The area holds everything up to here (after a restart: at least)."""
         self.failure: str | None = None
         """Why this site takes no sets any more until its daemon is started again; None while it does."""
+        self.hindrance: str | None = None
+        """Why the area cannot be written at present; no sets are taken until it can."""
         self._pending: list[CheckedFrame] = []
         self._pending_bytes = 0
         self._storing = False
@@ -205,7 +195,7 @@ class SetReceiver:
     # --- a connection -----------------------------------------------------------------------------------
 
     async def _converse(self, channel: Channel) -> None:
-        reason = self._closed or self.failure
+        reason = self._closed or self.failure or self.hindrance
         if reason is not None:
             await refuse(channel, reason, RefusalCode.FENCED if self._closed else RefusalCode.FAULT)
             return
@@ -383,7 +373,14 @@ class SetReceiver:
             batch.append(self._unapplied.popleft())
             size += batch[-1].head.data_bytes
         again = max(0, self._applied_again - self._applied_sets)
-        digests = await trio.to_thread.run_sync(self._apply_sets, batch, again)
+        try:
+            digests = await trio.to_thread.run_sync(self._apply_sets, batch, again)
+        except DeviceError as error:
+            self._unapplied.extendleft(reversed(batch))
+            self._applied_again = max(self._applied_again, self._applied_sets + len(batch) - 1)
+            await self._hindered(f"the area of this site cannot be written: {error}")
+            return
+        self.hindrance = None
         self._applied_sets += len(batch)
         self.applied = batch[-1].head.after
         self._unapplied_bytes -= sum(one.head.data_bytes for one in batch)
@@ -393,6 +390,14 @@ class SetReceiver:
         while len(self._digests) > DIGESTS_KEPT:
             del self._digests[next(iter(self._digests))]
         self._notify(positions=True)
+
+    async def _hindered(self, sentence: str) -> None:
+        """The sets are safe in the journal, and applying them again is right: wait for room in the area."""
+        self.hindrance = sentence
+        if self._channel is not None:
+            self._channel.close(sentence)
+        self._notify()
+        await trio.sleep(RETRY_SECONDS)
 
     def _apply_sets(self, batch: Sequence[JournalledSet], again: int) -> dict[int, list[bytes]]:
         """Apply whole sets; digests at their markers, but not in the first `again` sets."""
@@ -435,8 +440,8 @@ class SetReceiver:
     ) -> None:
         """Wait for the condition, telling the source that we live. JournalError: it cannot come true."""
         while not condition():
-            if self.failure is not None:
-                raise JournalError(self.failure)
+            if reason := self.failure or self.hindrance:
+                raise JournalError(reason)
             if channel is not None and channel.failure is not None:
                 raise channel.failure
             if flush and not self._flush_asked:
@@ -461,25 +466,3 @@ class SetReceiver:
         if self._channel is not None:
             self._channel.close(sentence)
         self._notify()
-
-
-def apply_frame(area: Area, frame: Frame) -> None:
-    """Do to the area what a set frame says. DeviceError: the host refuses."""
-    if frame.type is FrameType.SET_DATA:
-        data = decode_data(frame)
-        area.write(data.offset, data.data)
-    elif frame.type is FrameType.SET_DISCARD:
-        discard = decode_discard(frame)
-        area.discard(discard.offset, discard.length)
-
-
-def differing_ranges(area: Readable, question: Hashes) -> tuple[tuple[int, int], ...]:
-    """The leaves of the question's range whose digests in `area` are others, merged."""
-    own = digest_ranges(area, [(question.offset, question.length)], question.leaf_bytes)
-    end = question.offset + question.length
-    leaves = zip(range(question.offset, end, question.leaf_bytes), own, question.digests, strict=True)
-    return tuple(
-        normalise(
-            (start, min(question.leaf_bytes, end - start)) for start, mine, theirs in leaves if mine != theirs
-        )
-    )

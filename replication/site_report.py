@@ -53,8 +53,8 @@ def _faults(part: Part) -> list[str]:
     """What an operator must put right."""
     if isinstance(part, WriterPart) and part.fault is not None:
         return [part.fault]
-    if isinstance(part, FollowPart) and part.receiver.failure is not None:
-        return [part.receiver.failure]
+    if isinstance(part, FollowPart) and (fault := part.receiver.failure or part.receiver.hindrance):
+        return [fault]
     if isinstance(part, AwayPart) and part.faulty:
         return [part.sentence]
     return []

@@ -37,7 +37,7 @@ from replication.handshake import refuse
 from replication.messages import Hello, RefusalCode, Refused, Welcome, encode_json
 from replication.received_record import Facts, ReceivedRecord
 from replication.roles import Roles
-from replication.set_receiver import differing_ranges
+from replication.set_apply import differing_ranges
 from vsap.digest import digest_ranges
 
 __all__ = ["SyncReceiver"]

@@ -8,8 +8,9 @@ import pytest
 import replication.shipper
 from replication import difference, set_receiver
 from replication.far_site import FarSite
+from replication.set_apply import apply_frame
 from replication.set_builder import SetPlan, coalesce, plan_sets
-from replication.set_receiver import SetReceiver, apply_frame
+from replication.set_receiver import SetReceiver
 from tests.replication.far_pair import MemoryArea, MemoryFiles, MemoryQueue
 from tests.replication.test_async_copy import one_life
 from vsap.entry import MARKER, Entry

@@ -1,5 +1,6 @@
 """The receiver of sets: markers mean exactly their sequence, older epochs are refused, slow is not dead."""
 
+import errno
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,10 +8,13 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from jfs.errors import DeviceError
+from replication import set_receiver
 from replication.bodies import Hashes, Marker, SetKind
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.far_site import FarSite, open_far_site
 from replication.position import NOWHERE, Position
+from replication.set_journal import JournalError
 from replication.set_receiver import NotConsistent, SetReceiver
 from tests.replication.far_pair import BLOCK, SIZE, VOLUME, Target, channel_pair
 from tests.replication.sync_pair import until
@@ -126,6 +130,34 @@ async def test_a_marker_applied_again_after_a_restart_is_not_digested_over_later
         await again.settle()
         assert again.applied == Position(1, 1 + later)
         assert again.digests(1) == (first if later == 0 else None)
+
+
+async def test_an_area_without_room_is_written_again_when_there_is_room(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the journal holds is applied by itself; meanwhile nothing is promoted, and status says why."""
+    target = Target(random.Random(seed), Position(1, 0))
+    monkeypatch.setattr(set_receiver, "RETRY_SECONDS", 0.01)
+    write = target.area.write
+
+    def full(offset: int, data: bytes | bytearray | memoryview) -> None:
+        if offset == 2 * BLOCK:
+            raise DeviceError(errno.ENOSPC, "no space left")
+        write(offset, data)
+
+    monkeypatch.setattr(target.area, "write", full)
+    async with receiving(target) as (far, receiver):
+        await far.first_report()
+        for sequence in (1, 2, 3):
+            await send(far, sequence, sequence)
+        await until(lambda: receiver.durable == Position(1, 3) and receiver.hindrance is not None)
+        assert "no space left" in str(receiver.hindrance)
+        with pytest.raises(JournalError, match="no space left"):
+            await receiver.promote()
+        monkeypatch.setattr(target.area, "write", write)
+        await until(lambda: receiver.hindrance is None)
+        assert await receiver.promote() == Position(1, 3)
+    assert [target.area.read(block * BLOCK, 1) for block in (1, 2, 3)] == [b"\1", b"\2", b"\3"]
 
 
 async def test_an_older_epoch_is_refused(seed: int) -> None:
