@@ -92,6 +92,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             )
         return self.sites[name]
 
+    def contradicts(self, size_bytes: int) -> str | None:
+        """What to tell where the volume has another size than this file says; None: they agree."""
+        if size_bytes == self.volume.size_bytes:
+            return None
+        return (
+            f"the volume has {size(size_bytes)} since mkfs and keeps that size, while volume.size in "
+            f"{self.path} says {size(self.volume.size_bytes)}; put {size_text(size_bytes)} back there, "
+            "nothing else is wrong"
+        )
+
 
 class _RawVolume(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     name: str
@@ -125,6 +135,14 @@ class _RawConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     sites: _RawSites
     keys: str = "keys"
     options: _RawOptions = msgspec.field(default_factory=_RawOptions)
+
+
+def size_text(count: int) -> str:
+    """A size as `parse_size` reads it, exactly."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if count % UNITS[unit.upper()] == 0:
+            return f'"{count // UNITS[unit.upper()]}{unit}"'
+    return f'"{count}"'
 
 
 def parse_size(text: str | int) -> int:

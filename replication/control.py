@@ -106,6 +106,17 @@ class PositionReport(msgspec.Struct, frozen=True, kw_only=True):
     applied_sequence: int
 
 
+class HeardReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a secondary knows of its writer from their connection: open or closed, since when (Unix ns).
+
+    `in_step`: as far as this end knows, it has what it should have.
+    """
+
+    connected: bool
+    since: int
+    in_step: bool
+
+
 class LevelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A levelling copy to a returning site: it runs, or it ended at `position` or with `error`."""
 
@@ -138,6 +149,7 @@ class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
     take_over: TakeOverRecord | None
     level: LevelStatus | None
     faults: list[str]
+    heard: HeardReport | None = None
 
 
 class GetStatus(ControlRequest[SiteReport], frozen=True, kw_only=True):

@@ -243,7 +243,9 @@ async def _prune_forever(writer: Writer) -> None:
 
 def _open_state(paths: SitePaths, stack: ExitStack) -> SiteState:
     if not paths.directory.is_dir():
-        raise MountRefused(f"the directory {paths.directory} does not exist; `trisite init` makes it")
+        raise MountRefused(
+            f"the directory {paths.directory} does not exist here; a site is used on its own machine"
+        )
     try:
         return stack.enter_context(SiteState(paths.state))
     except StateError as error:
@@ -282,7 +284,11 @@ async def check_roles(place: Place) -> Roles:
     state, site = place.state, place.site
     roles = state.roles
     if roles is None or state.identity is None:
-        raise MountRefused("there is no volume yet; make one with `trisite mkfs`")
+        raise MountRefused(
+            f"site {site} has no volume in {place.paths.directory} on this machine; make one with "
+            f"`trisite mkfs`, or, if there is one, use the machine of site {site} "
+            f"({place.config.site(site).host})"
+        )
     survey = await take_survey(
         place.config,
         others(site),

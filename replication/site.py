@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -60,6 +61,9 @@ class Site:
         self._changing = trio.Lock()
         self._adopting = trio.Lock()
         self._conversations: dict[Channel, trio.Event] = {}
+        self.connected_since: int | None = None
+        self.silent_since: int | None = None
+        """Unix ns; since when a writer is connected to this secondary, or was last heard of."""
         self._nursery: trio.Nursery | None = None
         self._paused = False
         self._resumed = trio.Event()
@@ -149,11 +153,15 @@ class Site:
     @contextmanager
     def conversation(self, channel: Channel) -> Iterator[None]:
         """Around a data connection that a part serves: it is ended before the part is closed."""
+        if not self._conversations:
+            self.connected_since, self.silent_since = time.time_ns(), None
         self._conversations[channel] = ended = trio.Event()
         try:
             yield
         finally:
             del self._conversations[channel]
+            if not self._conversations:
+                self.connected_since, self.silent_since = None, time.time_ns()
             ended.set()
 
     async def _end_conversations(self) -> None:
@@ -267,6 +275,9 @@ async def run_site(
         listener = await _listen(config, name)
         try:
             with _state(place.directory) as state:
+                identity = state.identity
+                if identity is not None and (sentence := config.contradicts(identity.size_bytes)):
+                    log.warning("%s", sentence)
                 await _run(Site(config, name, state), listener, ready, signals=signals)
         finally:
             listener.close()

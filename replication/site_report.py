@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from jfs.errors import CorruptionError, DeviceError
-from replication.control import CopyReport, PositionReport, QueueReport, SiteReport, VolumeReport
+from replication.control import CopyReport, HeardReport, PositionReport, QueueReport, SiteReport, VolumeReport
+from replication.position import NOWHERE
 from replication.site_parts import AwayPart, FollowPart, Part, SyncPart, WriterPart
 from replication.site_take_over import proof_of
 
@@ -46,7 +47,22 @@ async def report_of(site: "Site") -> SiteReport:
         take_over=state.take_over,
         level=part.levelling.status() if isinstance(part, WriterPart) else None,
         faults=_faults(part),
+        heard=_heard(site),
     )
+
+
+def _heard(site: "Site") -> HeardReport | None:
+    """What this end knows of its writer; None where it is no secondary, or has not heard of one yet."""
+    part = site.part
+    connected = site.connected_since is not None
+    since = site.connected_since or site.silent_since
+    if since is None:
+        return None
+    if isinstance(part, SyncPart):
+        return HeardReport(connected=connected, since=since, in_step=part.record.facts.in_step)
+    if isinstance(part, FollowPart):
+        return HeardReport(connected=connected, since=since, in_step=part.receiver.durable != NOWHERE)
+    return None
 
 
 def _faults(part: Part) -> list[str]:

@@ -17,6 +17,7 @@ from replication.roles import Purpose, Roles, Verdict, may_connect, should_adopt
 from replication.set_journal import JournalError
 from replication.site_parts import AwayPart, FollowPart, SyncPart
 from replication.state import StateError, VolumeIdentity
+from replication.words import size
 
 if TYPE_CHECKING:
     from replication.site import Site
@@ -43,27 +44,34 @@ async def _learn(site: "Site", hello: Hello) -> None:
         await site.adopt(hello.roles)
 
 
-async def _take_volume(site: "Site", channel: Channel, hello: Hello) -> None:
-    """A site that was away when the volume was made learns of it from the writer, and is copied afresh."""
+async def _take_volume(site: "Site", channel: Channel, hello: Hello) -> str | None:
+    """A site that was away when the volume was made learns of it from the writer, and is copied afresh.
+
+    The sentence that says why it cannot take this one, None otherwise.
+    """
     roles = hello.roles
     named = roles is not None and roles.writer == hello.site and roles.async_to == site.name
     known = channel.peer_site == hello.site or site.config.options.plain
     if not (known and named and hello.purpose == Purpose.ASYNC) or roles is None or hello.volume is None:
-        return
-    if hello.size_bytes != site.config.volume.size_bytes:
-        return
+        return None
+    own_bytes = site.config.volume.size_bytes
+    if hello.size_bytes != own_bytes:
+        return (
+            f"site {site.name} takes no volume of {size(hello.size_bytes or 0)}, its configuration says "
+            f"{size(own_bytes)}; give every site the same configuration and start its daemon again"
+        )
     identity = VolumeIdentity(
         uuid=UUID(hello.volume), name=site.config.volume.name, size_bytes=hello.size_bytes
     )
     await site.create(identity, roles, blank=True)
+    return None
 
 
 async def _serve_data(site: "Site", channel: Channel, hello: Hello) -> None:
-    if site.state.identity is None:
-        await _take_volume(site, channel, hello)
+    refusal = await _take_volume(site, channel, hello) if site.state.identity is None else None
     roles, identity = site.state.roles, site.state.identity
     if roles is None or identity is None:
-        sentence = f"site {site.name} has no volume yet; make one with `trisite mkfs`"
+        sentence = refusal or f"site {site.name} has no volume yet; make one with `trisite mkfs`"
         await refuse(channel, sentence, RefusalCode.WRONG_VOLUME)
         return
     if hello.volume != str(identity.uuid):

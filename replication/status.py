@@ -104,7 +104,10 @@ def snapshot(volume: str, survey: Survey, config: Config) -> Status:
         sites={name: _site(survey, name, roles) for name in config.sites},
         armed=armed,
         armed_reason=armed_reason,
-        warnings=_warnings(survey, roles, writer, protected=protected, reason=why),
+        warnings=[
+            *_contradictions(survey, config),
+            *_warnings(survey, roles, writer, protected=protected, reason=why),
+        ],
     )
 
 
@@ -113,7 +116,7 @@ def _iso(since_ns: int) -> str:
 
 
 def _pairs(survey: Survey, roles: Roles | None, writer: SiteReport | None) -> list[PairStatus]:
-    """The pairs of the newest epoch as the writer has them; a silent writer's are Failure-Suspend."""
+    """The pairs of the newest epoch as the writer has them, and where it is silent as the other end has."""
     if roles is None:
         return []
     kinds: list[tuple[PairKind, SiteName | None]] = [("sync", roles.sync_to), ("async", roles.async_to)]
@@ -129,18 +132,40 @@ def _pairs(survey: Survey, roles: Roles | None, writer: SiteReport | None) -> li
         if known:
             state, since, reason = known[0].state, known[0].since, known[0].reason
         elif writer is None:
-            state, since = str(State.FAILURE_SUSPEND), roles.since
-            reason = f"the writing site does not answer ({survey.why_silent(roles.writer)})"
+            state, since, reason = _without_writer(survey, roles, target)
         else:
             state, since, reason = str(State.DUPLEX_PENDING), roles.since, "not connected in this epoch yet"
-        if kind == "sync" and writer is not None and not writer.mounted and state == State.DUPLEX:
-            reason = "in step; the volume is not mounted"
+        if kind == "sync" and known and writer is not None and not writer.mounted:
+            reason = _at_rest(survey, target, state, reason)
         found.append(
             PairStatus(
                 kind=kind, source=roles.writer, target=target, state=state, since=_iso(since), reason=reason
             )
         )
     return found
+
+
+def _without_writer(survey: Survey, roles: Roles, target: SiteName) -> tuple[str, int, str]:
+    """State, since when and why of a pair whose writing site is silent, as its other end knows them."""
+    silent = f"the writing site does not answer ({survey.why_silent(roles.writer)})"
+    report = survey.reports.get(target)
+    heard = report.heard if report is not None else None
+    if heard is None or heard.since < roles.since:
+        return str(State.FAILURE_SUSPEND), roles.since, f"{silent}; when that began is not known here"
+    if heard.connected:
+        state = State.DUPLEX if heard.in_step else State.DUPLEX_PENDING
+        return str(state), heard.since, f"as site {target} knows it, which is connected; {silent}"
+    return str(State.FAILURE_SUSPEND), heard.since, f"site {target} lost the connection then; {silent}"
+
+
+def _at_rest(survey: Survey, target: SiteName, state: str, reason: str) -> str:
+    """Why the synchronous pair is as it is while nobody copies: as its writer last knew it, not as it is."""
+    if target not in survey.reports:
+        silent = f"site {target} does not answer now ({survey.why_silent(target)})"
+        return f"as it was at the last mount ({reason}); the volume is not mounted, {silent}"
+    if state == State.DUPLEX:
+        return "in step; the volume is not mounted"
+    return f"as it was at the last mount ({reason}); the volume is not mounted"
 
 
 def _log(writer: SiteReport | None) -> LogStatus | None:
@@ -201,6 +226,12 @@ def _armed(survey: Survey, roles: Roles | None) -> tuple[bool, str]:
     if report.position is None or report.position.epoch == 0:
         return False, f"{has_all}, but site {roles.async_to} holds no complete copy yet"
     return True, has_all
+
+
+def _contradictions(survey: Survey, config: Config) -> list[str]:
+    """A size in the configuration that is not the volume's: said once, however many sites hold the volume."""
+    sizes = {report.volume.size_bytes for report in survey.reports.values() if report.volume is not None}
+    return [sentence for one in sorted(sizes) if (sentence := config.contradicts(one)) is not None]
 
 
 def _warnings(

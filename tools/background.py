@@ -38,9 +38,9 @@ class Ready:
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
 
-    def mounted(self) -> None:
-        """The file system is mounted."""
-        self._tell(READY)
+    def mounted(self, warning: str | None = None) -> None:
+        """The file system is mounted; and what the operator should know of it."""
+        self._tell(READY + (b"" if warning is None else b" " + warning.encode()))
 
     def failed(self, sentence: str, code: int) -> None:
         """It will not be; the sentence and the exit code go to whoever waits."""
@@ -54,8 +54,11 @@ class Ready:
             self._descriptor = None
 
 
-def start(arguments: Sequence[str], log: Path) -> None:
-    """Start `trisite ARGUMENTS` detached and return when it is mounted; Failure with its sentence."""
+def start(arguments: Sequence[str], log: Path) -> str | None:
+    """Start `trisite ARGUMENTS` detached and return when it is mounted; Failure with its sentence.
+
+    The warning is what the operator should know all the same.
+    """
     reading, writing = os.pipe()
     command = [sys.executable, "-P", "-m", "tools.cli", *arguments, "--ready-fd", str(writing)]
     with log.open("ab") as output:
@@ -75,10 +78,10 @@ def start(arguments: Sequence[str], log: Path) -> None:
     except KeyboardInterrupt:
         process.terminate()
         raise
-    if answer == READY:
-        process.returncode = 0  # it goes on without us; keeps Popen from warning that it still runs
-        return
     code, _, sentence = answer.decode(errors="replace").partition(" ")
+    if code == READY.decode():
+        process.returncode = 0  # it goes on without us; keeps Popen from warning that it still runs
+        return sentence or None
     if not sentence:
         raise Failure(f"the mount process ended before it had mounted; {log} has what it said")
     raise Failure(sentence, int(code))

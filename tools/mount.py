@@ -8,6 +8,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -25,6 +26,7 @@ from tools.background import Ready
 from tools.errors import ExitCode, Failure, explain
 from tools.mount_table import mount_source
 from tools.options import ConfigOption, SiteName, config_path
+from tools.render import note
 from tools.running import ended_by_signal, keep_freed_memory, log_to_standard_error, run_trio
 
 DRAIN_SECONDS: Final = 600.0  # what a clean end may take: everything dirty goes to both near sites
@@ -68,8 +70,22 @@ def mount(
     arguments = ["mount", place, "-c", str(loaded.path), "--at", at]
     if words:
         arguments += ["-o", ",".join(words)]
-    background.start(arguments, loaded.site(at).directory / background.LOG_NAME)
+    warning = background.start(arguments, here(loaded, at) / background.LOG_NAME)
+    if warning is not None:
+        note(f"warning: {warning}")
     return ExitCode.OK
+
+
+def here(config: Config, site: SiteName) -> Path:
+    """The directory of a site; Failure where it is not on this machine."""
+    place = config.site(site)
+    if not place.directory.is_dir():
+        raise Failure(
+            f"site {site} is not on this machine: its directory {place.directory} does not exist here; mount "
+            f"at site {site} on its own machine ({place.host}), or name the site of this one with --at",
+            ExitCode.REFUSED,
+        )
+    return place.directory
 
 
 def known_options(given: Sequence[str]) -> list[str]:
@@ -82,12 +98,14 @@ def serve_mount(config: Config, site: SiteName, mountpoint: str, options: MountO
     """Serve the mount in this process until it is unmounted; what goes wrong is also left for `umount`."""
     log_to_standard_error()
     keep_freed_memory()
-    directory = config.site(site).directory
+    directory = here(config, site)
     place = os.path.realpath(mountpoint)  # now: later a look at it would ask this very process
 
-    def mounted() -> None:
+    def mounted(warning: str | None) -> None:
         background.write_record(directory, place, site)
-        ready.mounted()
+        if warning is not None:
+            note(f"warning: {warning}")
+        ready.mounted(warning)
 
     try:
         run_trio(serve, config, site, place, options, mounted)
@@ -101,7 +119,11 @@ def serve_mount(config: Config, site: SiteName, mountpoint: str, options: MountO
 
 
 async def serve(
-    config: Config, site: SiteName, place: str, options: MountOptions, mounted: Callable[[], None]
+    config: Config,
+    site: SiteName,
+    place: str,
+    options: MountOptions,
+    mounted: Callable[[str | None], None],
 ) -> None:
     """FUSE over jfs over the virtual area of the writing site: the one place where the parts meet."""
     from jfs.fuse import serve as serve_fuse  # needs libfuse; every other command works without
@@ -120,7 +142,8 @@ async def serve(
             file_system = FileSystem(
                 store, FileSystemOptions(relatime=options.relatime), read_only=options.read_only
             )
-            await serve_fuse(file_system, place, options, ready=mounted, stop=stop)
+            warning = config.contradicts(writer.volume.size_bytes)
+            await serve_fuse(file_system, place, options, ready=partial(mounted, warning), stop=stop)
         nursery.cancel_scope.cancel()
 
 

@@ -74,6 +74,19 @@ def test_mount_in_the_background_and_umount_that_waits(stage: Stage) -> None:
     assert again.returncode == 0
     stage.mount_ended()
     assert run(stage, "umount", str(stage.mountpoint)).returncode == ExitCode.REFUSED
+    assert_a_changed_size_is_told(stage)
+
+
+def assert_a_changed_size_is_told(stage: Stage) -> None:
+    """The volume keeps its size, whatever the file says; whoever mounts it is told, and can work."""
+    text = stage.config.read_text(encoding="utf-8")
+    stage.config.write_text(text.replace('"256MiB"', '"1GiB"'), encoding="utf-8")
+    mounted = run(stage, "mount", str(stage.mountpoint))
+    assert mounted.returncode == 0
+    assert mounted.stderr.startswith("warning: the volume has 256 MiB since mkfs and keeps that size")
+    assert mounted.stderr.count("\n") == 1
+    assert stage.answer("status")["warnings"] == [mounted.stderr.removeprefix("warning: ").rstrip()]
+    assert run(stage, "umount", str(stage.mountpoint)).returncode == 0
 
 
 def test_a_mount_that_cannot_be_made_says_why_at_once(stage: Stage) -> None:

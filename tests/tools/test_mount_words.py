@@ -12,7 +12,7 @@ from tests.replication.cluster import make_config
 from tools import background, mount_helper
 from tools.background import MountRecord
 from tools.errors import Failure
-from tools.mount import known_options, store_options
+from tools.mount import here, known_options, store_options
 from tools.mount_table import mount_source
 
 TABLE = """\
@@ -106,6 +106,14 @@ def test_the_helper_says_what_it_is(option: str, says: str, capfd: pytest.Captur
     told = capfd.readouterr()
     assert says in told.out
     assert told.err == ""
+
+
+def test_a_site_that_is_elsewhere_is_mounted_there(tmp_path: Path) -> None:
+    made = make_config(tmp_path / "volume")
+    assert here(made, "sync") == made.site("sync").directory
+    made.site("sync").directory.rmdir()
+    with pytest.raises(Failure, match=r"site sync is not on this machine: .* its own machine \(127.0.0.1\)"):
+        here(made, "sync")
 
 
 @pytest.mark.parametrize("word", ["wait", "coarsen"])

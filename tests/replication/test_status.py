@@ -1,0 +1,116 @@
+"""What `status` says where not every site can be asked: what the reachable ends know, and nothing stale."""
+
+import datetime
+import time
+from pathlib import Path
+
+import msgspec
+import trio
+
+from replication.config import SITE_NAMES, load, parse_size, size_text
+from replication.control import HeardReport
+from replication.creating import create_volume
+from replication.roles import first_roles
+from replication.state import PairRecord
+from replication.status import PairStatus, Status, collect, snapshot
+from tests.replication.cluster import Cluster, make_config, running, wait_until
+from tests.replication.test_plan import survey
+
+SINCE = 1_000_000_000_000_000_000
+ROLES = first_roles(SINCE)
+AN_HOUR_LATER = SINCE + 3600 * 10**9
+DUPLEX = PairRecord(
+    kind="sync", source="primary", target="sync", state="Duplex", since=AN_HOUR_LATER, reason="in step"
+)
+
+
+def pair(status: Status, kind: str) -> PairStatus:
+    (found,) = [one for one in status.pairs if one.kind == kind]
+    return found
+
+
+def told(directory: Path, heard: HeardReport | None) -> Status:
+    """The status while the writing site is silent and its secondaries say what they heard of it."""
+    return snapshot("home", survey(ROLES, "sync", "async", heard=heard), make_config(directory))
+
+
+def test_of_a_silent_writer_the_other_end_says_since_when(tmp_path: Path) -> None:
+    lost = told(tmp_path, HeardReport(connected=False, since=AN_HOUR_LATER, in_step=True))
+    for kind in ("sync", "async"):
+        assert pair(lost, kind).state == "Failure-Suspend"
+        assert pair(lost, kind).since == "2001-09-09T02:46:40.000+00:00"
+        assert "lost the connection then; the writing site does not answer" in pair(lost, kind).reason
+
+
+def test_a_writer_whose_daemon_alone_is_silent_still_copies(tmp_path: Path) -> None:
+    copying = told(tmp_path, HeardReport(connected=True, since=AN_HOUR_LATER, in_step=True))
+    assert pair(copying, "sync").state == "Duplex"
+    assert "as site sync knows it, which is connected" in pair(copying, "sync").reason
+
+
+def test_what_an_end_heard_in_another_epoch_says_nothing_of_this_one(tmp_path: Path) -> None:
+    for heard in (None, HeardReport(connected=False, since=SINCE - 1, in_step=True)):
+        unknown = told(tmp_path / str(heard is None), heard)
+        assert pair(unknown, "sync").state == "Failure-Suspend"
+        assert "when that began is not known" in pair(unknown, "sync").reason
+
+
+def test_without_a_mount_the_pair_is_what_the_last_one_left(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    there = snapshot("home", survey(ROLES, "primary", "sync", pairs=[DUPLEX]), config)
+    assert pair(there, "sync").reason == "in step; the volume is not mounted"
+    alone = pair(snapshot("home", survey(ROLES, "primary", pairs=[DUPLEX]), config), "sync")
+    assert alone.state == "Duplex"
+    assert alone.reason.startswith(
+        "as it was at the last mount (in step); the volume is not mounted, site sync"
+    )
+    failed = msgspec.structs.replace(DUPLEX, state="Failure-Suspend", reason="no answer")
+    old = pair(snapshot("home", survey(ROLES, "primary", "sync", pairs=[failed]), config), "sync")
+    assert old.reason == "as it was at the last mount (no answer); the volume is not mounted"
+    mounted = survey(ROLES, "primary", "sync", pairs=[DUPLEX], mounted=True)
+    assert pair(snapshot("home", mounted, config), "sync").reason == "in step"
+
+
+def test_a_size_is_told_as_it_can_be_written() -> None:
+    for count in (4096, 1 << 20, 3 << 30, 5 << 40, (1 << 30) + 4096):
+        assert parse_size(size_text(count).strip('"')) == count
+
+
+WRITE = """
+async def work():
+    print("open", flush=True)
+    await stop.wait()
+"""
+
+
+def test_killed_one_after_the_other(tmp_path: Path) -> None:
+    """The daemon of the writer, then its mount process; then the daemon again, with another size."""
+    with running(tmp_path / "cluster", *SITE_NAMES) as cluster:
+        trio.run(create_volume, cluster.config)
+        writer = cluster.writer("primary", WRITE)
+        writer.expect("open")
+        wait_until(lambda: sync_pair(cluster).state == "Duplex")
+        cluster.kill("primary")
+        assert sync_pair(cluster).state == "Duplex"
+        assert "which is connected" in sync_pair(cluster).reason
+        before = time.time()
+        writer.popen.kill()
+        wait_until(lambda: sync_pair(cluster).state == "Failure-Suspend")
+        assert "lost the connection then" in sync_pair(cluster).reason
+        report = collected(cluster)
+        assert trio.run(collect, cluster.config).pairs[0].since == report.pairs[0].since
+        assert abs(datetime.datetime.fromisoformat(report.pairs[0].since).timestamp() - before) < 30
+        text = cluster.config.path.read_text(encoding="utf-8")
+        cluster.config.path.write_text(text.replace('"64MiB"', '"128MiB"'), encoding="utf-8")
+        cluster.start("primary")
+        (warning,) = [one for one in collected(cluster).warnings if "keeps that size" in one]
+        assert 'put "64MiB" back' in warning
+        assert warning in (cluster.base / "primary.log").read_text(encoding="utf-8")
+
+
+def collected(cluster: Cluster) -> Status:
+    return trio.run(collect, load(cluster.config.path))
+
+
+def sync_pair(cluster: Cluster) -> PairStatus:
+    return pair(collected(cluster), "sync")
