@@ -99,11 +99,15 @@ class MountReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PositionReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the area of a secondary stands: durable in its journal, applied to its area."""
+    """Where the area of a secondary stands: durable in its journal, applied to its area.
+
+    `timestamp_ns` is when the newest write of an asynchronous secondary was made, 0 where that is not known.
+    """
 
     epoch: int
     durable_sequence: int
     applied_sequence: int
+    timestamp_ns: int = 0
 
 
 class HeardReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,12 +180,13 @@ class CreateVolume(ControlRequest[Done], frozen=True, kw_only=True):
 
 class PromoteReply(msgspec.Struct, frozen=True, kw_only=True):
     """The roles under which the site writes now, and what it knows of the loss (0: proven that there is
-    none).
+    none). `as_of_ns`: when the newest write was made that a state of the past goes on with, 0 otherwise.
     """
 
     roles: Roles
     lost: int | None
     sentence: str
+    as_of_ns: int = 0
 
 
 class Promote(ControlRequest[PromoteReply], frozen=True, kw_only=True):

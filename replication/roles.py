@@ -138,6 +138,11 @@ def time_text(since_ns: int) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def iso_text(since_ns: int) -> str:
+    """The same moment as programs read it: ISO 8601 in UTC, to the millisecond."""
+    return datetime.datetime.fromtimestamp(since_ns / 1e9, tz=datetime.UTC).isoformat(timespec="milliseconds")
+
+
 def superseded_sentence(site: str, current: Roles) -> str:
     """Why `site` may not write: who took over, when, up to which write, and the way out."""
     way_out = f"mount with --at {current.writer}"

@@ -52,8 +52,19 @@ SLOT_FIELDS: Final = (
 )
 """(name, struct code, meaning) of a slot of the `position` file, big-endian, no padding."""
 
+TIME_FIELDS: Final = (
+    (
+        "timestamp",
+        "Q",
+        "timestamp of the newest write up to the position, ns of the Unix clock; 0: not known",
+    ),
+    ("checksum", "Q", "XXH3-64, seed 0, of the slot and the timestamp, 88 bytes"),
+)
+"""The same of what follows a slot: it may be missing or wrong, and is only told to people."""
+
 _SEGMENT: Final = struct.Struct(">" + "".join(code for _, code, _ in SEGMENT_FIELDS))
 _SLOT: Final = struct.Struct(">" + "".join(code for _, code, _ in SLOT_FIELDS))
+_TIME: Final = struct.Struct(">" + "".join(code for _, code, _ in TIME_FIELDS))
 SEGMENT_HEADER_BYTES: Final = _SEGMENT.size
 SLOT_BYTES: Final = 512
 """Distance of the two slots: one write of a disk's sector can tear only one of them."""
@@ -72,11 +83,15 @@ class Place(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Where the area stands (applied and flushed), and where the sets after that begin."""
+    """Where the area stands (applied and flushed), and where the sets after that begin.
+
+    `timestamp_ns` is that of the newest write up to the position, 0 where it is not known.
+    """
 
     generation: int
     position: Position
     place: Place
+    timestamp_ns: int = 0
 
 
 class SetHead(NamedTuple):
@@ -102,10 +117,19 @@ def is_segment_header(header: bytes, volume: bytes, segment: int) -> bool:
 
 
 def pack_slot(volume: bytes, slot: Slot) -> bytes:
-    """The bytes of a slot of the `position` file."""
-    return _sealed(
+    """The bytes of a slot of the `position` file, and of the time behind it."""
+    raw = _sealed(
         _SLOT.pack(SLOT_MAGIC, JOURNAL_VERSION, 0, volume, slot.generation, *slot.position, *slot.place, 0)
     )
+    return _sealed(raw + _TIME.pack(slot.timestamp_ns, 0))
+
+
+def _time_behind(raw: bytes) -> int:
+    """The timestamp in a slot and what follows it; 0 where none is there."""
+    if len(raw) < _SLOT.size + _TIME.size or raw != _sealed(raw):
+        return 0
+    timestamp_ns: int = _TIME.unpack(raw[_SLOT.size :])[0]
+    return timestamp_ns
 
 
 def newest_slot(data: bytes, volume: bytes) -> Slot | None:
@@ -126,7 +150,8 @@ def newest_slot(data: bytes, volume: bytes) -> Slot | None:
         if owner != volume:
             raise ValueError("it belongs to another volume")
         if best is None or generation > best.generation:
-            best = Slot(generation, Position(epoch, sequence), Place(segment, offset))
+            timestamp_ns = _time_behind(data[start : start + _SLOT.size + _TIME.size])
+            best = Slot(generation, Position(epoch, sequence), Place(segment, offset), timestamp_ns)
     return best
 
 

@@ -116,6 +116,11 @@ class SetJournal:
         return self._slot.position
 
     @property
+    def flushed_timestamp_ns(self) -> int:
+        """Timestamp of the newest write up to `flushed`; 0 where it is not known."""
+        return self._slot.timestamp_ns
+
+    @property
     def tail(self) -> Position:
         """The position after the last whole set that was checked: what the next set must build on."""
         return self._reader.tail
@@ -203,7 +208,7 @@ class SetJournal:
     def release(self, one: JournalledSet) -> None:
         """Record that the area is flushed with everything up to `one` applied; old segments are unlinked."""
         try:
-            self._write_slot(one.head.after, one.end)
+            self._write_slot(one.head.after, one.end, one.head.timestamp_ns)
             self._unlink(segment for segment in list(self._segments) if segment < one.end.segment)
         except OSError as error:
             raise self._fail("cannot record what is applied", error) from error
@@ -310,8 +315,8 @@ class SetJournal:
         self._files.sync_directory()
         return first
 
-    def _write_slot(self, position: Position, place: Place) -> None:
-        slot = Slot(self._slot.generation + 1, position, place)
+    def _write_slot(self, position: Position, place: Place, timestamp_ns: int = 0) -> None:
+        slot = Slot(self._slot.generation + 1, position, place, timestamp_ns)
         self._store_slot(slot)
         self._slot = slot
 

@@ -85,6 +85,7 @@ class SetReceiver:
         """Everything up to here is in the journal or the area, on stable storage."""
         self.applied = journal.flushed
         """The area holds everything up to here (after a restart: at least)."""
+        self._applied_ns = journal.flushed_timestamp_ns
         self.failure: str | None = None
         """Why this site takes no sets any more until its daemon is started again; None while it does."""
         self.hindrance: str | None = None
@@ -139,6 +140,11 @@ class SetReceiver:
                 with trio.CancelScope(shield=True):
                     await self._drop_incomplete()
 
+    @property
+    def newest_ns(self) -> int:
+        """Timestamp of the newest write that a take-over here would have; 0 where it is not known."""
+        return self._unapplied[-1].head.timestamp_ns if self._unapplied else self._applied_ns
+
     async def settle(self) -> Position:
         """Wait until every whole set that was received is applied; the position of the area then.
 
@@ -172,6 +178,7 @@ class SetReceiver:
         )
         await trio.to_thread.run_sync(self._journal.reset, position)
         self.durable = self.applied = position
+        self._applied_ns = 0
         self._digests.clear()
         self._closed = None
         self._notify()
@@ -383,6 +390,7 @@ class SetReceiver:
         self.hindrance = None
         self._applied_sets += len(batch)
         self.applied = batch[-1].head.after
+        self._applied_ns = batch[-1].head.timestamp_ns
         self._unapplied_bytes -= sum(one.head.data_bytes for one in batch)
         self._unflushed = batch[-1]
         self._unflushed_bytes += size

@@ -118,5 +118,6 @@ def _position(site: "Site") -> PositionReport | None:
             epoch=part.receiver.durable.epoch,
             durable_sequence=part.receiver.durable.sequence,
             applied_sequence=part.receiver.applied.sequence if same else 0,
+            timestamp_ns=part.receiver.newest_ns,
         )
     return None

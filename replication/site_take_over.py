@@ -41,7 +41,7 @@ async def promote(site: "Site", request: Promote) -> PromoteReply:
     if roles.writer == site.name and roles.epoch == request.epoch:
         site.state.set_held_epoch(0)
         if kept is not None and kept.epoch == roles.epoch:
-            return PromoteReply(roles=roles, lost=kept.lost, sentence=kept.sentence)
+            return PromoteReply(roles=roles, lost=kept.lost, sentence=kept.sentence, as_of_ns=kept.as_of_ns)
         return PromoteReply(
             roles=roles, lost=None, sentence="how this site became the writer is not on record"
         )
@@ -115,16 +115,24 @@ async def _from_async(
         start_sequence=position.sequence,
         since=time.time_ns(),
     )
-    return await _become_writer(site, new, lost, sentence)
+    return await _become_writer(site, new, lost, sentence, as_of_ns=part.receiver.newest_ns)
 
 
-async def _become_writer(site: "Site", roles: Roles, lost: int | None, sentence: str) -> PromoteReply:
+async def _become_writer(
+    site: "Site", roles: Roles, lost: int | None, sentence: str, *, as_of_ns: int = 0
+) -> PromoteReply:
     """The record first: a kill after it changes nothing, a kill after the roles finds it."""
     site.state.set_take_over(
-        TakeOverRecord(epoch=roles.epoch, start_sequence=roles.start_sequence, lost=lost, sentence=sentence)
+        TakeOverRecord(
+            epoch=roles.epoch,
+            start_sequence=roles.start_sequence,
+            lost=lost,
+            sentence=sentence,
+            as_of_ns=as_of_ns,
+        )
     )
     site.state.set_held_epoch(0)
     await site.adopt(roles)
     if role_of(site.roles, site.name) != "writer" or not isinstance(site.part, WriterPart):
         raise ControlError(f"site {site.name} could not be set up as the writer: {site.part_sentence}")
-    return PromoteReply(roles=site.roles, lost=lost, sentence=sentence)
+    return PromoteReply(roles=site.roles, lost=lost, sentence=sentence, as_of_ns=as_of_ns)

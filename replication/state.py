@@ -73,6 +73,7 @@ class TakeOverRecord(msgspec.Struct, frozen=True, kw_only=True):
     copied_bytes: int | None = None
     listed_files: int | None = None
     listed_bytes: int | None = None
+    as_of_ns: int = 0
 
 
 class LevelRecord(msgspec.Struct, frozen=True, kw_only=True):

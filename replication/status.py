@@ -1,7 +1,5 @@
 """One typed snapshot of a volume as every reachable site tells it (`trisite status`)."""
 
-import datetime
-
 import msgspec
 
 from replication.config import Config, SiteName
@@ -9,7 +7,7 @@ from replication.control import SiteReport
 from replication.pair import State
 from replication.procedures.plan import Survey
 from replication.procedures.survey import take_survey
-from replication.roles import Roles, role_of
+from replication.roles import Roles, iso_text, role_of
 from replication.state import PairKind
 
 
@@ -111,10 +109,6 @@ def snapshot(volume: str, survey: Survey, config: Config) -> Status:
     )
 
 
-def _iso(since_ns: int) -> str:
-    return datetime.datetime.fromtimestamp(since_ns / 1e9, tz=datetime.UTC).isoformat(timespec="milliseconds")
-
-
 def _pairs(survey: Survey, roles: Roles | None, writer: SiteReport | None) -> list[PairStatus]:
     """The pairs of the newest epoch as the writer has them, and where it is silent as the other end has."""
     if roles is None:
@@ -139,7 +133,12 @@ def _pairs(survey: Survey, roles: Roles | None, writer: SiteReport | None) -> li
             reason = _at_rest(survey, target, state, reason)
         found.append(
             PairStatus(
-                kind=kind, source=roles.writer, target=target, state=state, since=_iso(since), reason=reason
+                kind=kind,
+                source=roles.writer,
+                target=target,
+                state=state,
+                since=iso_text(since),
+                reason=reason,
             )
         )
     return found

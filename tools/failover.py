@@ -135,6 +135,11 @@ def tell_failover(output: Output, result: FailoverResult) -> None:
         style="bold",
     )
     output.say(f"lost: {lost_text(result.lost, result.lost_sentence)}")
+    if result.as_of is not None and result.behind_seconds is not None:
+        output.say(
+            f"it goes on with the state of {result.as_of}: that is when the newest write in it was made, "
+            f"{duration(result.behind_seconds)} before the take-over"
+        )
     if result.recovery != "not needed":
         output.say(
             f"recovery copy {result.recovery}: {result.files_listed:,} files, {size(result.bytes_listed)} "

@@ -15,6 +15,7 @@ from replication.procedures.results import (
     ProcedureRefused,
     RecoverResult,
     StepEvent,
+    as_of_fields,
 )
 from replication.procedures.running import Progress, demand, request_if_there
 from replication.procedures.survey import take_survey
@@ -67,6 +68,9 @@ def _planned(
     plan: Plan, survey: Survey, to: SiteName, listing: ListingReply | None, progress: Progress
 ) -> FailoverResult:
     report = survey.reports[to]
+    newest_ns = report.position.timestamp_ns if to == "async" and report.position and not plan.via_sync else 0
+    lost = 0 if report.proven or plan.via_sync else None
+    as_of, behind_seconds = as_of_fields(newest_ns, time.time_ns(), lost)
     return FailoverResult(
         writer=plan.roles.writer,
         epoch=plan.roles.epoch,
@@ -78,6 +82,8 @@ def _planned(
         sequence=plan.roles.start_sequence,
         recovery="pending",
         lost_sentence=report.proven_reason,
+        as_of=as_of,
+        behind_seconds=behind_seconds,
         steps=progress.events,
     )
 

@@ -12,7 +12,7 @@ import msgspec
 from replication.config import SITE_NAMES, SiteName
 from replication.control import ListingReply, SiteReport
 from replication.procedures.results import ProcedureRefused
-from replication.roles import Roles, role_of
+from replication.roles import Roles, role_of, time_text
 from replication.words import size
 
 
@@ -183,7 +183,7 @@ def _plan_async(survey: Survey, roles: Roles, *, accept_loss: bool, listing: Lis
     promote = Step(
         name="promote async",
         sentence="site async applies what it has journalled and becomes the writer",
-        cost="no copy",
+        cost=f"no copy; {newest_at_async(survey.reports['async'])}",
         sites=("async",),
     )
     if roles.writer == "async":
@@ -203,11 +203,18 @@ def _plan_async(survey: Survey, roles: Roles, *, accept_loss: bool, listing: Lis
         known = f"{missing} writes are known missing" if missing else "how many writes is not known"
         raise ProcedureRefused(
             f"site sync does not answer ({survey.why_silent('sync')}), so taking over at async could "
-            f"lose the last acknowledged writes ({known}); bring site sync back, or accept that with "
-            "--accept-loss",
+            f"lose the last acknowledged writes ({known}, {newest_at_async(report)}); bring site sync back, "
+            "or accept that with --accept-loss",
             5,
         )
     return Plan(kind="take over at async", roles=roles, steps=[promote])
+
+
+def newest_at_async(report: SiteReport) -> str:
+    """From when the state is that site async could go on with, as far as it knows."""
+    if report.position is None or not report.position.timestamp_ns:
+        return "of when its newest write is, it does not know"
+    return f"its newest write is of {time_text(report.position.timestamp_ns)}"
 
 
 def missing_at_async(report: SiteReport) -> int | None:

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from replication.config import SiteName
+from replication.roles import iso_text
 
 
 class ProcedureRefused(Exception):
@@ -38,6 +39,9 @@ class FailoverResult(msgspec.Struct, frozen=True, kw_only=True):
 
     `lost` is the number of acknowledged operations known missing: 0 when nothing is missing, proven; None
     when no surviving site can know. `bytes_copied` travelled in the recovery copy, `recovery` is how it went.
+    Where the volume goes on with an earlier state (figure 13), `as_of` is when the newest write in it was
+    made, as ISO 8601 in UTC, and `behind_seconds` how long that was before the take-over (with `--plan`:
+    before now); None where nothing is missing, or where the site does not know it.
     """
 
     writer: SiteName
@@ -50,7 +54,16 @@ class FailoverResult(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     recovery: Literal["done", "pending", "not needed"]
     lost_sentence: str
+    as_of: str | None = None
+    behind_seconds: float | None = None
     steps: list[StepEvent]
+
+
+def as_of_fields(as_of_ns: int, then_ns: int, lost: int | None) -> tuple[str | None, float | None]:
+    """`as_of` and `behind_seconds` of a result; none where nothing is missing or nothing is known."""
+    if not as_of_ns or lost == 0:
+        return None, None
+    return iso_text(as_of_ns), round(max(0, then_ns - as_of_ns) / 1e9, 3)
 
 
 class Quarantined(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ import trio
 from replication.config import Config
 from replication.control import Adopt, Drain, FinishMount, Promote, PromoteReply
 from replication.procedures.plan import Plan, Survey
-from replication.procedures.results import FailoverResult, ProcedureRefused
+from replication.procedures.results import FailoverResult, ProcedureRefused, as_of_fields
 from replication.procedures.running import POLL_SECONDS, Progress, demand, request_if_there
 from replication.procedures.take_over_sync import promote_sync, result_of, tell_others, wait_level
 
@@ -27,6 +27,7 @@ async def take_over_at_async(
 
 
 def _result(promoted: PromoteReply, progress: Progress) -> FailoverResult:
+    as_of, behind_seconds = as_of_fields(promoted.as_of_ns, promoted.roles.since, promoted.lost)
     return FailoverResult(
         writer=promoted.roles.writer,
         epoch=promoted.roles.epoch,
@@ -38,6 +39,8 @@ def _result(promoted: PromoteReply, progress: Progress) -> FailoverResult:
         sequence=promoted.roles.start_sequence,
         recovery="not needed",
         lost_sentence=promoted.sentence,
+        as_of=as_of,
+        behind_seconds=behind_seconds,
         steps=progress.events,
     )
 

@@ -1,6 +1,7 @@
 """The procedures end to end: three daemons over TLS, writers that are killed, take-over and return."""
 
 import contextlib
+import datetime
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -215,14 +216,23 @@ def test_a_living_writer_is_not_taken_over_by_accident(cluster: Cluster) -> None
 
 def test_taking_over_at_async_names_the_loss(cluster: Cluster) -> None:
     """Figure 13, and back by way of levelling both near sites (figure 15)."""
+    began = datetime.datetime.now(tz=datetime.UTC)
     writer = write_some(cluster, "primary", 5)
     crash(cluster, writer, "primary", "sync")
-    with pytest.raises(ProcedureRefused, match="--accept-loss") as caught:
+    ended = datetime.datetime.now(tz=datetime.UTC)
+    cluster.kill("async")
+    cluster.start("async")
+    with pytest.raises(ProcedureRefused, match=r"its newest write is of .*--accept-loss") as caught:
         failover(cluster, "async")
     assert caught.value.code == 5
     result = failover(cluster, "async", accept_loss=True)
     assert (result.writer, result.epoch) == ("async", 2)
     assert result.lost is None or result.lost > 0
+    assert result.as_of is not None
+    assert result.behind_seconds is not None
+    assert began <= datetime.datetime.fromisoformat(result.as_of) <= ended
+    again = failover(cluster, "async", accept_loss=True)
+    assert (again.as_of, again.behind_seconds) == (result.as_of, result.behind_seconds)
     newest_read(cluster, "async")
     cluster.start("primary", "sync")
     back = failback(cluster)

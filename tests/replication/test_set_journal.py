@@ -28,6 +28,7 @@ from replication.set_format import (
     SEGMENT_FIELDS,
     SEGMENT_HEADER_BYTES,
     SLOT_FIELDS,
+    TIME_FIELDS,
     Place,
     Slot,
     newest_slot,
@@ -352,7 +353,12 @@ def test_a_power_cut_while_a_new_segment_is_begun(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "fields"), [("Header of a segment", SEGMENT_FIELDS), ("Slot of `position`", SLOT_FIELDS)]
+    ("title", "fields"),
+    [
+        ("Header of a segment", SEGMENT_FIELDS),
+        ("Slot of `position`", SLOT_FIELDS),
+        ("Time behind a slot", TIME_FIELDS),
+    ],
 )
 def test_the_page_shows_the_bytes(title: str, fields: Sequence[tuple[str, str, str]]) -> None:
     section = PAGE.read_text(encoding="utf-8").split(f"## {title}\n")[1].split("\n## ")[0]
@@ -369,4 +375,12 @@ def test_the_page_shows_the_bytes(title: str, fields: Sequence[tuple[str, str, s
 
 def test_the_header_is_as_long_as_the_page_says() -> None:
     assert len(pack_segment_header(VOLUME, 1)) == SEGMENT_HEADER_BYTES == 64
-    assert len(pack_slot(VOLUME, Slot(1, NOWHERE, Place(1, 64)))) == 80
+    assert len(pack_slot(VOLUME, Slot(1, NOWHERE, Place(1, 64)))) == 80 + 16
+
+
+def test_the_time_of_a_position_is_kept_and_never_needed() -> None:
+    slot = Slot(5, Position(1, 9), Place(3, 64), 1_700_000_000_000_000_000)
+    raw = pack_slot(VOLUME, slot)
+    assert newest_slot(raw, VOLUME) == slot
+    for older in (raw[:80], raw[:80].ljust(512, b"\0"), raw[:-1] + bytes([raw[-1] ^ 1])):
+        assert newest_slot(older, VOLUME) == slot._replace(timestamp_ns=0)

@@ -4,16 +4,19 @@ import pytest
 
 from replication.procedures.results import (
     FailbackResult,
+    FailoverResult,
     ListedFileReport,
     Quarantined,
     RecoverResult,
     StepEvent,
+    as_of_fields,
 )
 from replication.verify import Comparison, NotCompared, VerifyResult
 from tools import failover, recover, verify
 from tools.errors import Failure
 from tools.render import Output
 
+SINCE = 1_000_000_000_000_000_000
 STEP = StepEvent(number=1, total=1, name="keep", sentence="keeps", cost="none", status="planned")
 
 
@@ -62,6 +65,31 @@ def listed(*files: ListedFileReport) -> RecoverResult:
 )
 def test_a_loss_is_said_once(lost: int | None, sentence: str, text: str) -> None:
     assert failover.lost_text(lost, sentence) == text
+
+
+def test_a_state_of_the_past_says_of_when_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    as_of, behind_seconds = as_of_fields(SINCE, SINCE + 250 * 10**9, None)
+    result = FailoverResult(
+        writer="async",
+        epoch=2,
+        files_listed=0,
+        bytes_listed=0,
+        bytes_copied=0,
+        lost=None,
+        seconds=0.1,
+        sequence=7,
+        recovery="not needed",
+        lost_sentence="not known: nobody knows",
+        as_of=as_of,
+        behind_seconds=behind_seconds,
+        steps=[STEP],
+    )
+    failover.tell_failover(Output(), result)
+    told = capfd.readouterr().out
+    assert "the state of 2001-09-09T01:46:40.000+00:00" in told
+    assert "4 m 10 s before the take-over" in told
+    assert "recovery copy" not in told
+    assert as_of_fields(SINCE, SINCE, 0) == as_of_fields(0, SINCE, None) == (None, None)
 
 
 def test_nothing_to_do_asks_nobody_and_is_a_success(capfd: pytest.CaptureFixture[str]) -> None:
