@@ -2,7 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -10,7 +11,7 @@ from typing import Final
 from tools.demo.stage import SITES, Stage, trisite_command
 
 SECONDS: Final = 90  # far more than any command here may take: a hang is a failure of its own
-OPTIONS: Final = "silence_seconds = 3.0\nprotect_timeout_seconds = 6.0\n"
+OPTIONS: Final = "silence_seconds = 3.0\nprotect_timeout_seconds = 2.0\n"
 
 
 @contextmanager
@@ -20,11 +21,30 @@ def sites(directory: Path, *, volume: bool = True, options: str = OPTIONS) -> It
         stage.trisite("init", str(directory), "--size", "64MiB", config=False)
         with stage.config.open("a", encoding="utf-8") as file:
             file.write(options)
-        for site in SITES:
-            stage.start_site(site)
+        start_daemons(stage)
         if volume:
             stage.trisite("mkfs")
         yield stage
+
+
+def start_daemons(stage: Stage, *names: str) -> None:
+    """Start these daemons (all three if none is named) at once; return when each has said that it listens."""
+
+    def said(site: str) -> int:
+        log = stage.logs / f"{site}.log"
+        return log.read_text(encoding="utf-8").count(" listens at ") if log.exists() else 0
+
+    chosen = names or SITES
+    before = {site: said(site) for site in chosen}
+    for site in chosen:
+        stage.start(site, [*trisite_command(), "site", site, "-c", str(stage.config)])
+    for site, count in before.items():
+        stage.wait_for(
+            lambda site=site, count=count: said(site) > count,  # type: ignore[misc]
+            f"site {site} to listen",
+            stage.running[site],
+            site,
+        )
 
 
 def run(config: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -38,6 +58,12 @@ def run(config: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> subproce
         stdin=subprocess.DEVNULL,
         env=os.environ | {"TRISITE_CONFIG": str(config)},
     )
+
+
+def run_all(config: Path, *commands: Sequence[str]) -> list[subprocess.CompletedProcess[str]]:
+    """Commands that do not disturb one another, a few at a time; their results in the order given."""
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        return list(pool.map(lambda command: run(config, *command), commands))
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.bad_input import assert_quiet, assert_refused, run, sites, write_durably
+from tests.system.bad_input import assert_quiet, assert_refused, run, run_all, sites, write_durably
 from tools.demo.stage import Stage, trisite_command
 from tools.errors import ExitCode
 
@@ -48,8 +48,8 @@ def test_configurations_that_cannot_be(idle: Path, tmp_path: Path, old: str, new
     assert old in text
     config = tmp_path / "trisite.toml"
     config.write_text(text.replace(old, new, 1), encoding="utf-8")
-    for command in (["status"], ["site", "primary"]):
-        assert_refused(run(config, *command), ExitCode.USAGE, says)
+    for told in run_all(config, ["status"], ["site", "primary"]):
+        assert_refused(told, ExitCode.USAGE, says)
 
 
 def test_a_configuration_that_is_no_file(idle: Path) -> None:
@@ -62,8 +62,9 @@ def test_a_configuration_that_is_no_file(idle: Path) -> None:
 def test_without_daemons_every_command_says_what_is_missing(idle: Path) -> None:
     procedures = (["failover", "--to", "sync", "--yes"], ["failback", "--yes"], ["recover"])
     commands = (["mkfs"], *procedures, ["verify"])
-    for number, command in enumerate(commands):
-        result = run(idle, *command, *(["--json"] if number % 2 else []))
+    for result in run_all(
+        idle, *([*command, *(["--json"] if number % 2 else [])] for number, command in enumerate(commands))
+    ):
         assert_refused(result, ExitCode.UNREACHABLE, "cannot be reached")
 
 
@@ -95,20 +96,25 @@ def test_mount_points_that_will_not_do(stage: Stage, tmp_path: Path) -> None:
         (Path("/proc"), "already"),
         (tmp_path / ("x" * 300), "too long"),
     ):
-        for more in ([], ["--foreground"]):
-            assert_refused(run(stage.config, "mount", *more, str(place)), ExitCode.REFUSED, says)
-    for options in ("sideways", "ro=1", "allow_other,uid=0", "fsname=x"):
-        refused = run(stage.config, "mount", "-o", options, str(stage.mountpoint))
-        assert_refused(refused, ExitCode.USAGE, "not known")
+        for told in run_all(stage.config, ["mount", str(place)], ["mount", "--foreground", str(place)]):
+            assert_refused(told, ExitCode.REFUSED, says)
+    options = ("sideways", "ro=1", "allow_other,uid=0", "fsname=x")
+    for told in run_all(stage.config, *(["mount", "-o", one, str(stage.mountpoint)] for one in options)):
+        assert_refused(told, ExitCode.USAGE, "not known")
     assert_refused(run(stage.config, "umount", str(stage.mountpoint)), ExitCode.REFUSED, "nothing is mounted")
 
 
 @pytest.mark.fuse
 def test_a_machine_without_fuse(stage: Stage, tmp_path: Path) -> None:
-    """Hidden in a mount name space of its own; nothing else of the machine sees it."""
-    hide = f'mount --bind {tmp_path} /dev && exec "$@"'
+    """Hidden in a mount name space of its own; nothing else of the machine sees it.
+
+    What unshare(1) does by itself to keep it so needs a mounted "/", which a chroot has not; /dev is then
+    a mount of its own, because it holds /dev/fuse.
+    """
+    private = "mount --make-rprivate / 2>/dev/null || mount --make-rprivate /dev"
+    hide = f'{private} && mount --bind {tmp_path} /dev && exec "$@"'
     (tmp_path / "null").touch()
-    prefix = ("unshare", "-m", "sh", "-c", hide, "sh")
+    prefix = ("unshare", "--mount", "--propagation", "unchanged", "sh", "-c", hide, "sh")
     told = run(stage.config, "mount", str(stage.mountpoint), prefix=prefix)
     assert_refused(told, ExitCode.REFUSED, "/dev/fuse does not exist", "modprobe fuse")
     empty = tmp_path / "empty"

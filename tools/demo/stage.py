@@ -50,9 +50,10 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name in ("application", "mount", *SITES):
-            self.end(name)
-        self.clear_mountpoint()
+        with contextlib.ExitStack() as stack:  # whatever one of them meets, the others have their turn
+            stack.callback(self.clear_mountpoint)
+            for name in reversed(("application", "mount", *SITES)):
+                stack.callback(self.end, name)
 
     # -- commands that run to their end
 
