@@ -263,9 +263,7 @@ class TakeOvers(Campaign):
         self.kill()
         ground.load_ended(MOUNT_GONE)
         ground.clear_mountpoint()
-        result = ground.answer("failover", "--to", "sync", "--yes")
-        if (result["writer"], result["lost"]) != ("sync", 0):
-            raise Failure(f"the take-over answered {result}")
+        self.take_over()
         ground.mount("sync")
         self.nothing_lost()
         ground.start_load()
@@ -274,9 +272,7 @@ class TakeOvers(Campaign):
         ground.follow("sync", "async")
         ground.verify("sync,async")
         ground.start_sites([name for name in self.victims if name != "mount"])
-        back = ground.answer("failback", "--yes")
-        if back["writer"] != "primary":
-            raise Failure(f"the return answered {back}")
+        self.go_back()
         ground.mount_ended()
         ground.check_sites()
         ground.mount("primary")
@@ -284,6 +280,55 @@ class TakeOvers(Campaign):
         ground.follow("primary", "sync", "async")
         ground.verify("primary,sync", "sync,async")
         return found
+
+    def take_over(self) -> None:
+        """`trisite failover` says that nothing is lost."""
+        result = self.ground.answer("failover", "--to", "sync", "--yes")
+        if (result["writer"], result["lost"]) != ("sync", 0):
+            raise Failure(f"the take-over answered {result}")
+
+    def go_back(self) -> None:
+        """`trisite failback` says that the primary site writes again."""
+        result = self.ground.answer("failback", "--yes")
+        if result["writer"] != "primary":
+            raise Failure(f"the return answered {result}")
+
+
+class BrokenOff(TakeOvers):
+    """Take-overs and returns that are broken off again and again before they are let through to their end."""
+
+    LONGEST_SECONDS = 1.8  # a little more than an undisturbed command takes
+    TIMES = 2
+
+    def take_over(self) -> None:
+        for _ in range(self.TIMES):
+            self.break_off("failover", "--to", "sync", daemons=("sync", "async"))
+        super().take_over()
+
+    def go_back(self) -> None:
+        for _ in range(self.TIMES):
+            self.break_off("failback", daemons=SITES)
+        super().go_back()
+
+    def break_off(self, *command: str, daemons: Sequence[str]) -> None:
+        """SIGKILL to the command or to a daemon that carries it out; the daemon is started again.
+
+        A command that lives ends by itself: done, or with a sentence.
+        """
+        ground = self.ground
+        words = [*trisite_command(), *command, "--yes", "-c", str(ground.config)]
+        run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        time.sleep(self.chance.uniform(0.2, self.LONGEST_SECONDS))
+        victim = self.chance.choice(("command", *daemons))
+        if victim == "command":
+            run.kill()
+        else:
+            ground.kill(victim)
+        said = run.communicate(timeout=PATIENCE_SECONDS)[1]
+        if "Traceback" in said or "fault in trisite" in said:
+            raise Failure(f"{' '.join(command)} without {victim}: {said}")
+        if victim != "command":
+            ground.start_sites([victim])
 
 
 @contextmanager

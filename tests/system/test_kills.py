@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.kills import IMPATIENT, SHORT_QUEUE, Campaign, Ground, TakeOvers, Toll, prepared
+from tests.system.kills import IMPATIENT, SHORT_QUEUE, BrokenOff, Campaign, Ground, TakeOvers, Toll, prepared
 from tests.system.load import MOUNT_GONE
 from tests.system.load_ledger import Ledger
 from tests.system.load_workers import WORKERS, Appender, Creator, Worker
@@ -77,6 +77,26 @@ def test_campaign_of_sites_that_stay_away(
 def test_campaign_of_take_overs(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     with prepared(tmp_path / "volume") as ground:
         toll = TakeOvers(ground, ("mount", "primary"), seed).run(max(1, LONG // 5))
+    tell(toll, seed, capsys)
+    assert toll.acknowledged > LONG
+
+
+@pytest.mark.fuse
+@pytest.mark.slow
+def test_a_take_over_and_a_return_that_are_broken_off(tmp_path: Path, seed: int) -> None:
+    with prepared(tmp_path / "volume") as ground:
+        toll = BrokenOff(ground, ("mount", "primary"), seed).run(1)
+    assert toll.acknowledged > 0
+
+
+@pytest.mark.fuse
+@pytest.mark.soak
+@pytest.mark.timeout(LONG_SECONDS)
+def test_campaign_of_take_overs_and_returns_that_are_broken_off(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with prepared(tmp_path / "volume") as ground:
+        toll = BrokenOff(ground, ("mount", "primary"), seed).run(max(1, LONG // 5))
     tell(toll, seed, capsys)
     assert toll.acknowledged > LONG
 
