@@ -31,13 +31,16 @@ class Attributes(FileIO):
         """Change what is given; the time of change becomes `ctime_ns` or now. Times are ns since 1970.
 
         `clear_privileges`: whoever cuts the file has no right to keep setuid and setgid. A new owner always
-        clears them. FileSystemError as truncate.
+        clears them. FileSystemError as truncate; a size that is the size already is no change.
         """
         node = self.node(ino)
         now = now_ns() if ctime_ns is None else ctime_ns
+        mode_before = node.mode
         if size is not None:
+            is_cut = size != node.size_bytes
             self.truncate(ino, size)
-            node.mtime_ns = now
+            if is_cut:
+                node.mtime_ns = now
             if clear_privileges:
                 node.mode = privileges_cleared(node.mode)
         if uid is not None or gid is not None:
@@ -53,8 +56,10 @@ class Attributes(FileIO):
             node.atime_ns = atime_ns
         if mtime_ns is not None:
             node.mtime_ns = mtime_ns
-        node.ctime_ns = now
-        self.mark(node)
+        others = (mode, uid, gid, atime_ns, mtime_ns, ctime_ns)
+        if size is None or is_cut or node.mode != mode_before or any(given is not None for given in others):
+            node.ctime_ns = now
+            self.mark(node)
         return node
 
     def _has_xattrs(self, node: Node) -> bool:
@@ -69,8 +74,8 @@ class Attributes(FileIO):
     def getxattr(self, ino: int, name: bytes) -> bytes:
         """The value of an extended attribute. FileSystemError ENODATA, EOPNOTSUPP, ERANGE."""
         node = self.node(ino)
+        xattrs.check_name(name)
         if node.xattrs != NONE and self._has_xattrs(node):
-            xattrs.check_name(name)
             return xattrs.find(self.store.get(self._key(node, name)), name)
         return xattrs.find(None, name)
 
@@ -116,9 +121,13 @@ class Attributes(FileIO):
         self.mark(node)
 
     def removexattr(self, ino: int, name: bytes) -> None:
-        """Remove an extended attribute. FileSystemError ENODATA, EOPNOTSUPP, ERANGE."""
+        """Remove an extended attribute. FileSystemError ENODATA (but for an ACL: without one the mode holds),
+        EOPNOTSUPP, ERANGE.
+        """
         node = self.node(ino)
         xattrs.check_name(name)
+        if name in (acl.ACCESS, acl.DEFAULT) and self._acl(node, name) is None:
+            return
         self._remove_xattr(node, name)
         node.ctime_ns = now_ns()
         self.mark(node)

@@ -11,6 +11,7 @@ from jfs.batch import FILE_RECORD, LOG_RECORD, LOG_RUN, REGION_RECORD, RETIRED_F
 from jfs.runs import Run, join_runs, merge_runs
 
 PIECE_BLOCKS = 256  # a range is an aligned piece of 1 MiB of a file
+PIECE_LIMIT = 1 << 32  # of ranges a record can say; a file written behind them (4 PiB) is named whole
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Coverage:
             wanted = covered.ranges.union(pieces)
             if len(wanted) <= self.policy.range_limit and not restated:
                 wanted -= covered.ranges
-        if len(wanted) > self.policy.range_limit:
+        if len(wanted) > self.policy.range_limit or max(wanted, default=0) >= PIECE_LIMIT:
             return Naming(ino, whole=True, restated=restated, ranges=())
         return Naming(ino, whole=False, restated=restated, ranges=tuple(sorted(wanted)))
 

@@ -73,10 +73,12 @@ class FileIO(NodeTable):
         held = node.size_bytes - (file_block << BLOCK_SHIFT)
         return block if held >= BLOCK_BYTES else block[: max(held, 0)].ljust(BLOCK_BYTES, b"\0")
 
-    def read(self, ino: int, offset: int, length: int) -> Buffer:
-        """The bytes at an offset, fewer at the end of the file. FileSystemError EISDIR, EINVAL."""
+    def read(self, ino: int, offset: int, length: int, *, access: bool = True) -> Buffer:
+        """The bytes at an offset, fewer at the end of the file; without `access` the access time stays.
+        FileSystemError EISDIR, EINVAL.
+        """
         node = self._regular(ino)
-        if self.options.relatime:
+        if access:
             self._touch_access_time(node)
         length = min(length, node.size_bytes - offset)
         if length <= 0:
@@ -100,7 +102,10 @@ class FileIO(NodeTable):
         return memoryview(data)[begin : begin + length]
 
     def _touch_access_time(self, node: Node) -> None:
+        """The file, directory or link is read: with relatime, note when, if that says anything new."""
         access = node.atime_ns
+        if not self.options.relatime:
+            return
         if access <= node.mtime_ns or access <= node.ctime_ns or now_ns() - access > _NS_PER_DAY:
             node.atime_ns = now_ns()
             self.mark(node)

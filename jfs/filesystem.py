@@ -13,13 +13,14 @@ from stat import S_IFDIR
 from jfs.directory import NAME_MAX
 from jfs.errors import CorruptionError
 from jfs.layout import BLOCK_BYTES, FIRST_FILE_INO, INODE, ROOT_INO, make_key
-from jfs.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE, Name, Namespace, Owner
+from jfs.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, Name, Namespace, Owner
 from jfs.nodes import DEFAULT_OPTIONS, FileSystemOptions, Node, now_ns
 from jfs.store import Store
 
 __all__ = [
     "RENAME_EXCHANGE",
     "RENAME_NOREPLACE",
+    "RENAME_WHITEOUT",
     "FileSystem",
     "FileSystemOptions",
     "Name",

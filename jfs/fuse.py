@@ -4,19 +4,17 @@ The volume has one writer, this process, so the kernel may believe names and att
 likes and keeps written pages until it writes them back (writeback cache). Of regular files the kernel keeps
 size and times of change itself and sends them along; a WRITE must therefore not stamp times.
 
-What the kernel leaves to us: clearing setuid and setgid (libfuse promises that on our behalf), keeping ACLs
-and modes in step, inheriting default ACLs. It does not pass on who writes, so a file with setuid or setgid
-bits that somebody other than root opens for writing bypasses the page cache: its writes arrive at once, and
-clear the bits.
+What the kernel leaves to us: keeping ACLs and modes in step, inheriting default ACLs, and access times.
+Setuid and setgid it clears itself before a write; should a newer libfuse promise that on our behalf, the
+write-back does it: a file handle remembers that somebody other than root opened such a file for writing.
 """
 
 import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
-from functools import wraps
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial, wraps
 from stat import S_IFMT, S_IFREG, S_ISGID, S_ISUID
 from subprocess import DEVNULL
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -33,31 +31,40 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from jfs import acl
+from jfs import acl, xattrs
 from jfs.errors import CorruptionError, DeviceError, FileSystemError, NoSpace
 from jfs.filesystem import FileSystem, Node, Owner
-from jfs.mountpoint import FUSERMOUNT, MountOptions, MountRefused, check_fuse, check_mountpoint, device_number
+from jfs.mountpoint import (
+    FUSERMOUNT,
+    MountOptions,
+    MountRefused,
+    check_fuse,
+    check_mountpoint,
+    wait_for_answer,
+)
 
 log = logging.getLogger("jfs")
 
 CACHE_SECONDS = 3600.0
 BLKSIZE = 65_536  # what stdio and the like use as the size of their buffers: each write(2) costs a request
-READ_AHEAD_KIB = 1024
+SECTORS = 8  # of 512 bytes, in a block: what st_blocks counts
 MIN_TASKS = 4  # readers of the kernel's queue that stay; more come and go
 UNMOUNT_SECONDS = 10.0
 _PRIVILEGES = S_ISUID | S_ISGID
-# A file handle is the inode number shifted by one; the low bit says that writes through it clear setuid and
-# setgid.
+# A file handle is the inode number and three bits: writes through it clear setuid and setgid; reads through
+# it are accesses; it is open for writing. Reads of a handle that is open for writing only are the kernel's
+# own, for parts of pages.
+HANDLE_SHIFT = 3
 _CLEARS = 1
+_ACCESSES = 2
+_WRITES = 4
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def kernel_error(error: Exception) -> FUSEError:
-    """What the kernel hears of a failure, the one place where this is decided. Faults leave a line in the
-    log.
-    """
+    """What the kernel hears of a failure, decided in this one place. Faults leave a line in the log."""
     match error:
         case FileSystemError():
             return FUSEError(error.errno)
@@ -91,9 +98,7 @@ def answers(
 def changes(
     handler: Callable[Concatenate["Operations", P], R],
 ) -> Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]:
-    """Make a plain method a request handler that changes something: before it answers, the store may slow it
-    down.
-    """
+    """Make a plain method a request handler that changes something; the store may slow the answer down."""
 
     @wraps(handler)
     async def run(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -127,8 +132,12 @@ def waits(
     return run
 
 
-def entry_attributes(node: Node) -> EntryAttributes:
-    """An inode as the kernel wants it."""
+def entry_attributes(node: Node, *, is_written: bool = False) -> EntryAttributes:
+    """An inode as the kernel wants it. `is_written`: a program has it open for writing.
+
+    Such a file may have data in the page cache that nobody has told us of. One that shows no blocks is taken
+    for one hole by tar and others, so it shows one until we know better.
+    """
     entry = EntryAttributes()
     entry.st_ino = node.ino
     entry.generation = node.generation
@@ -144,7 +153,10 @@ def entry_attributes(node: Node) -> EntryAttributes:
     entry.st_rdev = node.rdev
     entry.st_size = node.size_bytes
     entry.st_blksize = BLKSIZE
-    entry.st_blocks = node.blocks * 8
+    entry.st_blocks = node.blocks * SECTORS
+    if is_written and not node.blocks:
+        entry.st_blocks = SECTORS
+        entry.attr_timeout = 0
     entry.st_atime_ns = node.atime_ns
     entry.st_mtime_ns = node.mtime_ns
     entry.st_ctime_ns = node.ctime_ns
@@ -153,10 +165,23 @@ def entry_attributes(node: Node) -> EntryAttributes:
 
 def file_info(node: Node, flags: int, uid: int) -> FileInfo:
     """How the kernel shall treat an open file."""
-    clears = uid != 0 and node.mode & _PRIVILEGES and flags & os.O_ACCMODE != os.O_RDONLY
-    if clears:
-        return FileInfo(fh=node.ino << 1 | _CLEARS, direct_io=True)
-    return FileInfo(fh=node.ino << 1, keep_cache=True)
+    access = flags & os.O_ACCMODE
+    handle = node.ino << HANDLE_SHIFT
+    if uid != 0 and node.mode & _PRIVILEGES and access != os.O_RDONLY:
+        handle |= _CLEARS
+    if access != os.O_WRONLY and not flags & os.O_NOATIME:
+        handle |= _ACCESSES
+    if access != os.O_RDONLY:
+        handle |= _WRITES
+    return FileInfo(fh=handle, keep_cache=True)
+
+
+@dataclass
+class _Writers:
+    """Who has a file open for writing: how many handles; the blocks the kernel was last made to ask for."""
+
+    blocks: int
+    handles: int = 0
 
 
 class Operations(pyfuse3.Operations):
@@ -173,11 +198,23 @@ class Operations(pyfuse3.Operations):
         self._missing = EntryAttributes()  # inode 0: "no such name", which the kernel may remember
         self._missing.st_ino = 0
         self._missing.entry_timeout = CACHE_SECONDS
+        self._writers: dict[int, _Writers] = {}
+        # Lets the kernel ask for the attributes of an inode again; set once there is a kernel to tell.
+        self.stale: Callable[[int], None] = lambda ino: None
+
+    def _attributes(self, node: Node) -> EntryAttributes:
+        return entry_attributes(node, is_written=node.ino in self._writers)
 
     def _known(self, node: Node) -> EntryAttributes:
         """The answer that lets the kernel hold an inode once more."""
         self.fs.remember_lookup(node.ino)
-        return entry_attributes(node)
+        return self._attributes(node)
+
+    def _opened(self, node: Node, flags: int, uid: int) -> FileInfo:
+        found = file_info(node, flags, uid)
+        if found.fh & _WRITES:
+            self._writers.setdefault(node.ino, _Writers(node.blocks)).handles += 1
+        return found
 
     @answers
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
@@ -194,7 +231,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return entry_attributes(self.fs.node(inode))
+        return self._attributes(self.fs.node(inode))
 
     @changes
     def setattr(
@@ -211,7 +248,7 @@ class Operations(pyfuse3.Operations):
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
             clear_privileges=ctx.uid != 0,
         )
-        return entry_attributes(node)
+        return self._attributes(node)
 
     @answers
     def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -236,7 +273,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         node = self.fs.make(parent_inode, name, S_IFREG | mode & 0o7777, Owner(ctx.uid, ctx.gid))
-        return file_info(node, flags, ctx.uid), self._known(node)
+        return self._opened(node, flags, ctx.uid), self._known(node)
 
     @changes
     def link(
@@ -262,27 +299,29 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        self.fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        owner = Owner(ctx.uid, ctx.gid)
+        self.fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, owner)
 
     @changes
     def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         node = self.fs.node(inode)
         if flags & os.O_TRUNC:  # the kernel leaves it to us, to do both at once
             self.fs.setattr(inode, size=0, clear_privileges=ctx.uid != 0)
-        return file_info(node, flags, ctx.uid)
+        return self._opened(node, flags, ctx.uid)
 
     @answers
     def read(self, fh: int, off: int, size: int) -> bytes:
-        return self.fs.read(fh >> 1, off, size)  # type: ignore[return-value]  # any buffer will do
+        access = bool(fh & _ACCESSES)  # any buffer will do as the answer
+        return self.fs.read(fh >> HANDLE_SHIFT, off, size, access=access)  # type: ignore[return-value]
 
     @waits
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        clears = bool(fh & _CLEARS)
+        ino, clears = fh >> HANDLE_SHIFT, bool(fh & _CLEARS)
         try:
-            sequence = self.fs.write(fh >> 1, off, buf, stamp=clears, clear_privileges=clears)
+            sequence = self.fs.write(ino, off, buf, stamp=False, clear_privileges=clears)
         except NoSpace:  # as in `changes`
             await self.fs.make_room()
-            sequence = self.fs.write(fh >> 1, off, buf, stamp=clears, clear_privileges=clears)
+            sequence = self.fs.write(ino, off, buf, stamp=False, clear_privileges=clears)
         await self._accepted(sequence)
         return len(buf)
 
@@ -295,11 +334,23 @@ class Operations(pyfuse3.Operations):
     # written back its pages by then and reports what went wrong with them.
 
     async def release(self, fh: int) -> None:
-        """Nothing hangs on an open file: the kernel holds the inode as long as it is open."""
+        """The kernel holds the inode as long as it is open; here only those who write are counted."""
+        ino = fh >> HANDLE_SHIFT
+        if fh & _WRITES:
+            self._writers[ino].handles -= 1
+            if not self._writers[ino].handles:
+                del self._writers[ino]
 
     @waits
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self.fs.fsync(fh >> 1, datasync)
+        ino = fh >> HANDLE_SHIFT
+        await self.fs.fsync(ino, datasync)
+        writers = self._writers.get(ino)
+        if writers is not None and writers.blocks != (blocks := self.fs.node(ino).blocks):
+            # The kernel asks by itself when the file is closed. It may be told here: whoever waits for this
+            # answer has the file open, so the kernel cannot be about to let the inode go and wait for us.
+            writers.blocks = blocks
+            self.stale(ino)
 
     @answers
     def opendir(self, inode: int, ctx: RequestContext) -> int:
@@ -309,7 +360,7 @@ class Operations(pyfuse3.Operations):
     def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         fs = self.fs
         for name, ino, _, cookie in fs.readdir(fh, start_id):
-            if not pyfuse3.readdir_reply(token, name, entry_attributes(fs.node(ino)), cookie):
+            if not pyfuse3.readdir_reply(token, name, self._attributes(fs.node(ino)), cookie):
                 return
             if name not in (b".", b".."):  # the kernel does not count these two
                 fs.remember_lookup(ino)
@@ -348,7 +399,8 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        return self.fs.listxattr(inode)
+        names = self.fs.listxattr(inode)
+        return names if ctx.uid == 0 else [name for name in names if not name.startswith(xattrs.TRUSTED)]
 
     @changes
     def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -382,7 +434,9 @@ async def serve(
         check_fuse()
         place = check_mountpoint(mountpoint)
         try:
-            pyfuse3.init(Operations(file_system), place, options.words())
+            operations = Operations(file_system)
+            pyfuse3.init(operations, place, options.words())
+            operations.stale = partial(pyfuse3.invalidate_inode, attr_only=True)
         except RuntimeError as error:
             raise MountRefused(f"mounting on {mountpoint} failed: {error}; libfuse says why above") from None
         detached = trio.Event()
@@ -441,16 +495,5 @@ async def _unmount_when(stop: trio.Event, place: str, detached: trio.Event) -> N
 
 async def _begin(place: str, ready: Callable[[], None]) -> None:
     """Wait for the first answer through the kernel, then say that the mount is ready."""
-    await trio.to_thread.run_sync(_settle, place, abandon_on_cancel=True)
+    await trio.to_thread.run_sync(wait_for_answer, place, abandon_on_cancel=True)
     ready()
-
-
-def _settle(place: str) -> None:
-    """Ask once (the kernel answers when it is set up), then let the kernel read further ahead than 128 KiB.
-
-    That is a matter for root and worth a try only. Waits: not for the event loop.
-    """
-    os.statvfs(place)
-    number = device_number(place)
-    with suppress(OSError):
-        Path(f"/sys/class/bdi/{number}/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n", encoding="ascii")

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ FUSERMOUNT = "fusermount3"
 MOUNT_TABLE = Path("/proc/self/mountinfo")
 MOUNT_TYPE = "fuse.trisite"
 ANSWER_SECONDS = 3.0
+READ_AHEAD_KIB = 1024
 
 
 class MountRefused(Exception):
@@ -164,6 +166,16 @@ def device_number(path: str, table: Path | None = None) -> str | None:
     """
     found = _newest_mount(path, table)
     return None if found is None else found[0]
+
+
+def wait_for_answer(path: str) -> None:
+    """Ask a fresh mount once (the kernel answers when it is set up), then let the kernel read further ahead
+    than 128 KiB, which is a matter for root and worth a try only. Waits: not for an event loop.
+    """
+    os.statvfs(path)
+    number = device_number(path)
+    with suppress(OSError):
+        Path(f"/sys/class/bdi/{number}/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n", encoding="ascii")
 
 
 def _newest_mount(path: str, table: Path | None) -> tuple[str, str] | None:

@@ -18,7 +18,7 @@ from errno import (
     ENOTEMPTY,
     EPERM,
 )
-from stat import S_IFDIR, S_IFLNK, S_IFMT, S_ISGID
+from stat import S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, S_ISGID
 from typing import NamedTuple
 
 import trio
@@ -48,6 +48,7 @@ NLINK_MAX = (1 << 31) - 1
 TARGET_MAX = 4095  # PATH_MAX without the final zero
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
 _DIRECTORY_KIND = S_IFDIR >> 12
 
 
@@ -356,6 +357,7 @@ class Namespace(Attributes):
         node = self.node(ino)
         if S_IFMT(node.mode) != S_IFLNK:
             raise FileSystemError(EINVAL)
+        self._touch_access_time(node)
         return b"".join(value for _, value in self.store.scan(*key_range(ino, SYMLINK)))
 
     def readdir(self, ino: int, cookie: int = directory.COOKIE_START) -> Iterator[Name]:
@@ -364,6 +366,7 @@ class Namespace(Attributes):
         Names made or removed meanwhile may or may not come; every other name comes exactly once.
         """
         node = self.directory_node(ino)
+        self._touch_access_time(node)
         if cookie < directory.COOKIE_SELF:
             yield Name(b".", ino, _DIRECTORY_KIND, directory.COOKIE_SELF)
         if cookie < directory.COOKIE_PARENT:
@@ -376,14 +379,23 @@ class Namespace(Attributes):
                     yield Name(name, target, kind, base | slot)
 
     def rename(
-        self, parent_ino: int, name: bytes, new_parent_ino: int, new_name: bytes, flags: int = 0
+        self,
+        parent_ino: int,
+        name: bytes,
+        new_parent_ino: int,
+        new_name: bytes,
+        flags: int = 0,
+        owner: Owner = ROOT_OWNER,
     ) -> None:
-        """Rename, with RENAME_NOREPLACE or RENAME_EXCHANGE.
+        """Rename, with RENAME_NOREPLACE, RENAME_EXCHANGE, or RENAME_WHITEOUT (and NOREPLACE): the old name
+        then leads to a whiteout of `owner`, a character device 0, 0, as overlay file systems want it.
 
-        FileSystemError ENOENT, EEXIST, EINVAL (into itself, `.`, both flags), ENOTDIR, EISDIR, ENOTEMPTY,
+        FileSystemError ENOENT, EEXIST, EINVAL (into itself, `.`, other flags), ENOTDIR, EISDIR, ENOTEMPTY,
         EMLINK, ENAMETOOLONG, ENOSPC.
         """
-        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+        whiteout = flags & RENAME_WHITEOUT
+        flags -= whiteout
+        if flags not in (0, RENAME_NOREPLACE, 0 if whiteout else RENAME_EXCHANGE):
             raise FileSystemError(EINVAL)
         parent = self.directory_node(parent_ino)
         new_parent = parent if parent_ino == new_parent_ino else self.directory_node(new_parent_ino)
@@ -407,7 +419,11 @@ class Namespace(Attributes):
                 self._exchange(parent, name, node, new_parent, new_name, replaced)
         elif replaced is not node:
             self._check_replace(node, parent, new_parent, replaced)
+            if whiteout:
+                self._need_room()
             self._move(parent, name, node, new_parent, new_name, replaced)
+            if whiteout:
+                self.make(parent_ino, name, S_IFCHR, owner)
 
     def _check_not_below(self, place: Node, node: Node) -> None:
         """FileSystemError EINVAL if the directory `place` is `node` or below it."""

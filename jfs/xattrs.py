@@ -26,7 +26,8 @@ _unpack_from = ATTRIBUTE_RECORD.struct.unpack_from
 _HEADER_SIZE = ATTRIBUTE_RECORD.size
 VALUE_MAX = VALUE_LIMIT_BYTES - _HEADER_SIZE - NAME_MAX
 
-_PREFIXES = (b"user.", b"trusted.", b"security.")
+TRUSTED = b"trusted."  # seen by root only
+_PREFIXES = (b"user.", TRUSTED, b"security.")
 
 
 def suffix_of(name: bytes, seed: int) -> int:

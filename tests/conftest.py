@@ -60,7 +60,7 @@ def why_no_mount() -> str | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = why_no_mount()
-    if reason is None:
+    if reason is None or os.environ.get("CI"):  # there a test that cannot mount fails
         return
     for item in items:
         if item.get_closest_marker("fuse") is not None:

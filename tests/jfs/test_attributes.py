@@ -38,6 +38,26 @@ async def test_what_clears_setuid_and_setgid(fs: FileSystem, before: int, after:
     assert (S_IMODE(place.mode), place.gid) == (0o6755, 9)
 
 
+async def test_listing_and_following_set_the_access_time(fs: FileSystem) -> None:
+    place = fs.make(ROOT, b"d", DIRECTORY)
+    link = fs.symlink(ROOT, b"l", b"d")
+    for node in (place, link):
+        node.atime_ns = 1
+    list(fs.readdir(place.ino))
+    fs.readlink(link.ino)
+    assert min(place.atime_ns, link.atime_ns) > 1
+
+
+async def test_a_size_that_is_the_size_already_is_no_change(fs: FileSystem) -> None:
+    node = fs.make(ROOT, b"f", FILE)
+    fs.write(node.ino, 0, b"x" * 10)
+    node.mtime_ns = node.ctime_ns = 1
+    fs.setattr(node.ino, size=10)
+    assert (node.mtime_ns, node.ctime_ns) == (1, 1)
+    fs.setattr(node.ino, size=10, ctime_ns=5)
+    assert (node.mtime_ns, node.ctime_ns) == (1, 5)
+
+
 async def test_setgid_directories_pass_their_group_on(fs: FileSystem) -> None:
     place = fs.make(ROOT, b"d", S_IFDIR | S_ISGID | 0o775, Owner(1, 50))
     file = fs.make(place.ino, b"f", FILE, Owner(2, 2))

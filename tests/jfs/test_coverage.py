@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from jfs.batch import FILE_RECORD, REGION_RECORD, RETIRED_FILES, RETIRED_REGIONS, LogRecord
+from jfs.batch import FILE_RECORD, REGION_RECORD, RETIRED_FILES, RETIRED_REGIONS, LogRecord, encode_record
 from jfs.coverage import Coverage, CoveragePolicy, FarState, Naming, snap_runs
 from jfs.runs import merge_runs
 
@@ -38,6 +38,15 @@ def test_large_files_are_covered_by_ranges_and_at_last_whole() -> None:
     assert name(coverage, 20, 500 * MIB, 1).whole
     assert coverage.covers(20, 900 * MIB, 5000)
     assert name(coverage, 20, 900 * MIB, 1) == Naming(20, whole=False, restated=False, ranges=())
+
+
+def test_a_file_written_behind_what_a_range_can_say_is_covered_whole() -> None:
+    coverage = Coverage(POLICY)
+    naming = name(coverage, 20, ((1 << 63) - 1) // 4096, 1)
+    assert naming.whole
+    assert encode_record(LogRecord(FILE_RECORD, 20, naming.whole, naming.restated, naming.ranges))
+    assert not name(coverage, 21, (1 << 40) - 1, 1).whole
+    assert name(coverage, 22, 1 << 40, 1).whole
 
 
 def test_new_data_is_named_once_by_the_batch_that_takes_it() -> None:

@@ -1,7 +1,7 @@
 """POSIX rules of the file system, on a device in memory."""
 
 import errno
-from stat import S_IFBLK, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK
+from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from jfs import directory, namespace
 from jfs.errors import CorruptionError
-from jfs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE, FileSystem, FileSystemOptions, Owner
+from jfs.filesystem import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    RENAME_WHITEOUT,
+    FileSystem,
+    FileSystemOptions,
+    Owner,
+)
 from jfs.layout import DIRENT, INODE, ORPHAN, ORPHAN_INO, key_range, make_key
 from jfs.store import Store
 from tests.devices import MemoryDevice
@@ -332,6 +339,20 @@ async def test_rename_moves_and_replaces(fs: FileSystem) -> None:
     assert names(fs, right.ino) == {b"b", b"same"}, "two names of one file: nothing happens"
 
 
+async def test_a_whiteout_takes_the_place_of_the_old_name(fs: FileSystem) -> None:
+    fs.make(ROOT, b"a", FILE)
+    old = fs.make(ROOT, b"b", FILE)
+    fs.rename(ROOT, b"a", ROOT, b"b", RENAME_WHITEOUT, Owner(5, 6))
+    fs = await reopened(fs)
+    whiteout = fs.lookup(ROOT, b"a")
+    assert whiteout is not None
+    assert (S_IFMT(whiteout.mode), whiteout.rdev, whiteout.uid, whiteout.gid) == (S_IFCHR, 0, 5, 6)
+    moved = fs.lookup(ROOT, b"b")
+    assert moved is not None
+    assert moved.ino != old.ino
+    assert fs.node(ROOT).size_bytes == 2
+
+
 async def test_what_rename_refuses(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     top = fs.make(ROOT, b"top", DIRECTORY)
     sub = fs.make(top.ino, b"sub", DIRECTORY)
@@ -348,7 +369,8 @@ async def test_what_rename_refuses(fs: FileSystem, monkeypatch: pytest.MonkeyPat
     refused(errno.ENOENT, fs.rename, ROOT, b"file", ROOT, b"none", RENAME_EXCHANGE)
     refused(errno.EEXIST, fs.rename, ROOT, b"file", ROOT, b"top", RENAME_NOREPLACE)
     refused(errno.EINVAL, fs.rename, ROOT, b"file", ROOT, b"x", RENAME_EXCHANGE | RENAME_NOREPLACE)
-    refused(errno.EINVAL, fs.rename, ROOT, b"file", ROOT, b"x", 4)
+    refused(errno.EINVAL, fs.rename, ROOT, b"file", ROOT, b"x", RENAME_EXCHANGE | RENAME_WHITEOUT)
+    refused(errno.EINVAL, fs.rename, ROOT, b"file", ROOT, b"x", 8)
     refused(errno.EINVAL, fs.rename, ROOT, b".", ROOT, b"x")
     refused(errno.EINVAL, fs.rename, ROOT, b"file", ROOT, b"..")
     refused(errno.ENAMETOOLONG, fs.rename, ROOT, b"file", ROOT, b"x" * 256)

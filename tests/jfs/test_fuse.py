@@ -89,7 +89,7 @@ async def test_a_write_is_answered_when_the_device_has_completed_it(bench: Bench
     assert await bench.operations.write(info.fh, 0, b"x" * 5000) == 5000
     assert bench.device.completed == bench.device.issued_sequence
     assert bytes(await bench.operations.read(info.fh, 4990, 100)) == b"x" * 10
-    assert entry.st_ino == info.fh >> 1
+    assert entry.st_ino == info.fh >> fuse.HANDLE_SHIFT
 
 
 async def test_a_device_that_refuses_gives_eio_and_changes_nothing(bench: Bench) -> None:
@@ -153,16 +153,60 @@ async def test_a_write_by_somebody_clears_setuid(bench: Bench) -> None:
     node = fs.make(1, b"f", S_IFREG | 0o4777)
     assert (await operations.getattr(node.ino, SOMEBODY)).attr_timeout == 0
     by_root = await operations.open(node.ino, os.O_WRONLY, ROOT_USER)
-    reading = await operations.open(node.ino, os.O_RDONLY, SOMEBODY)
-    assert not by_root.direct_io
-    assert not reading.direct_io
     await operations.write(by_root.fh, 0, b"x")
     assert S_IMODE(node.mode) == 0o4777
     writing = await operations.open(node.ino, os.O_WRONLY, SOMEBODY)
-    assert writing.direct_io
+    assert not writing.direct_io, "the kernel would no longer keep the times of the file"
+    assert S_IMODE(node.mode) == 0o4777
     await operations.write(writing.fh, 0, b"y")
     assert S_IMODE(node.mode) == 0o777
     assert (await operations.getattr(node.ino, SOMEBODY)).attr_timeout == fuse.CACHE_SECONDS
+
+
+async def test_the_blocks_of_a_file_that_is_open_for_writing(bench: Bench) -> None:
+    operations = bench.operations
+    told: list[int] = []
+    operations.stale = told.append
+    info, entry = await operations.create(1, b"f", 0o644, os.O_WRONLY, ROOT_USER)
+    ino = entry.st_ino
+    # The page cache may hold data: a file without blocks would be taken for one hole.
+    assert (entry.st_blocks, entry.attr_timeout) == (8, 0)
+    await operations.write(info.fh, 0, b"x" * 5000)
+    await operations.fsync(info.fh, False)
+    await operations.fsync(info.fh, False)
+    assert told == [ino], "the kernel asks again where something changed"
+    entry = await operations.getattr(ino, ROOT_USER)
+    assert (entry.st_blocks, entry.attr_timeout) == (16, fuse.CACHE_SECONDS)
+    again = await operations.open(ino, os.O_RDWR | os.O_TRUNC, ROOT_USER)
+    await operations.release(info.fh)
+    assert (await operations.getattr(ino, ROOT_USER)).st_blocks == 8
+    await operations.release(again.fh)
+    entry = await operations.getattr(ino, ROOT_USER)
+    assert (entry.st_blocks, entry.attr_timeout) == (0, fuse.CACHE_SECONDS)
+
+
+async def test_which_reads_set_the_access_time(bench: Bench) -> None:
+    operations = bench.operations
+    node = bench.fs.make(1, b"f", S_IFREG | 0o644)
+    bench.fs.write(node.ino, 0, b"x" * 5000)
+    for flags, moves in (
+        (os.O_WRONLY, False),  # the kernel fills up a page that is written in part
+        (os.O_RDONLY | os.O_NOATIME, False),
+        (os.O_RDWR, True),
+        (os.O_RDONLY, True),
+    ):
+        node.atime_ns = 1
+        info = await operations.open(node.ino, flags, ROOT_USER)
+        await operations.read(info.fh, 0, 100)
+        assert (node.atime_ns > 1) == moves
+
+
+async def test_only_root_sees_trusted_attributes(bench: Bench) -> None:
+    node = bench.fs.make(1, b"f", S_IFREG | 0o644)
+    for name in (b"trusted.a", b"user.b"):
+        bench.fs.setxattr(node.ino, name, b"x")
+    assert sorted(await bench.operations.listxattr(node.ino, ROOT_USER)) == [b"trusted.a", b"user.b"]
+    assert await bench.operations.listxattr(node.ino, SOMEBODY) == [b"user.b"]
 
 
 async def test_opening_with_truncation(bench: Bench) -> None:
@@ -179,7 +223,7 @@ async def test_blocks_freed_but_not_committed_are_no_reason_to_refuse(bench: Ben
     await operations.write(info.fh, 0, bytes(room - (1 << 20)))
     await fails(errno.ENOSPC, operations.write(info.fh, room, bytes(2 << 20)))
     await operations.unlink(1, b"f", ROOT_USER)
-    await operations.forget([(info.fh >> 1, 1)])
+    await operations.forget([(info.fh >> fuse.HANDLE_SHIFT, 1)])
     again, _ = await operations.create(1, b"g", 0o644, os.O_RDWR, ROOT_USER)
     assert await operations.write(again.fh, 0, bytes(room - (1 << 20))) == room - (1 << 20)
 
