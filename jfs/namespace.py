@@ -98,10 +98,13 @@ class Namespace(Attributes):
         return entry
 
     def lookup(self, parent_ino: int, name: bytes) -> Node | None:
-        """The inode a name leads to, None if there is no such name. FileSystemError ENOTDIR, ENAMETOOLONG."""
-        parent = self.directory_node(parent_ino)
+        """The inode a name leads to, None if there is no such name. FileSystemError ENOTDIR, ENAMETOOLONG.
+
+        `.` leads from any inode to itself: so the kernel finds the file of a handle again, for NFS.
+        """
         if name == b".":
-            return parent
+            return self.node(parent_ino)
+        parent = self.directory_node(parent_ino)
         if name == b"..":
             return self.node(parent.parent_ino or ROOT_INO)
         entry = self._find(parent, name)
