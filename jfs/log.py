@@ -22,6 +22,7 @@ from jfs.errors import CorruptionError, NoSpace
 from jfs.layout import BLOCK_BYTES, SEGMENT_TABLE_LIMIT, LogPlace
 
 PART_BYTES = 128 << 10
+JUMP_COPIES = 2
 
 
 class LogFull(NoSpace):
@@ -67,18 +68,25 @@ class LogReader:
             )
             jumped = False
             while not jumped:
-                place = self.place
-                batch = decode_batch(
-                    raw[(place.block - segment.start) * BLOCK_BYTES :], self._uuid, place.block
-                )
-                if batch is None or not self._continues(batch):
+                batch = self._next(raw[(self.place.block - segment.start) * BLOCK_BYTES :])
+                if batch is None:
                     self._check_end(raw, segment.start)
                     return
-                self.place = LogPlace(place.lsn + 1, batch.next_block, batch.checksum)
+                self.place = LogPlace(batch.lsn + 1, batch.next_block, batch.checksum)
                 if batch.kind == JUMP_BATCH:
                     self._follow(batch)
                     jumped = True
                 yield batch
+
+    def _next(self, raw: memoryview) -> Batch | None:
+        """The batch that continues the chain at the start of `raw`; of a jump, either copy will do."""
+        batch = decode_batch(raw, self._uuid, self.place.block)
+        if batch is not None and self._continues(batch):
+            return batch
+        copy = decode_batch(raw[BLOCK_BYTES:], self._uuid, self.place.block)
+        if copy is not None and copy.kind == JUMP_BATCH and self._continues(copy):
+            return copy
+        return None
 
     def _continues(self, batch: Batch) -> bool:
         return batch.lsn == self.place.lsn and batch.chain == self.place.chain
@@ -160,13 +168,13 @@ class LogWriter:
         return [segment.start for segment in self.segments] + self.spares
 
     def _rest_blocks(self) -> int:
-        """What is left in the current segment; one block is kept for the jump."""
-        return self.segments[-1].start + self.segment_blocks - 1 - self.place.block
+        """What is left in the current segment; the last blocks are kept for the jump."""
+        return self.segments[-1].start + self.segment_blocks - JUMP_COPIES - self.place.block
 
     def room_bytes(self) -> int:
         """Bytes that can be appended without growing (less what jumps may waste)."""
         waste = batch_blocks(PART_BYTES)
-        usable = max(self.segment_blocks - 1 - waste, self.segment_blocks // 2)
+        usable = max(self.segment_blocks - JUMP_COPIES - waste, self.segment_blocks // 2)
         return (max(self._rest_blocks(), 0) + len(self.spares) * usable) * BLOCK_BYTES
 
     def owned_bytes(self) -> int:
@@ -212,7 +220,7 @@ class LogWriter:
 
     def part_limit_bytes(self) -> int:
         """Longest body of one batch."""
-        return min(PART_BYTES, (self.segment_blocks - 1) * BLOCK_BYTES - BATCH.size)
+        return min(PART_BYTES, (self.segment_blocks - JUMP_COPIES) * BLOCK_BYTES - BATCH.size)
 
     def append(self, chunks: list[bytes]) -> int:
         """Issue records as one atomic change (in several batches if long); returns the number of the last.
@@ -267,16 +275,24 @@ class LogWriter:
                 raise LogFull
             start = grown
         ordinal = self.ordinal + 1
-        self.record([start], lambda: self._write(JUMP_BATCH, JUMP.struct.pack(start), more=False))
+        self.record([start], lambda: self._write_jump(start))
         self.place = LogPlace(self.place.lsn, start, self.place.chain)
         self.segments.append(Segment(start, ordinal, self.place))
 
-    def _write(self, kind: int, body: bytes, *, more: bool) -> int:
+    def _write_jump(self, start: int) -> int:
+        """A jump is written twice: it alone may say that the segment it leads to belongs to the log, and then
+        nothing else could tell a damaged one from the end of the log. One copy, where there is no more room.
+        """
+        end = self.segments[-1].start + self.segment_blocks
+        copies = min(JUMP_COPIES, end - self.place.block)
+        return self._write(JUMP_BATCH, JUMP.struct.pack(start), more=False, copies=copies)
+
+    def _write(self, kind: int, body: bytes, *, more: bool, copies: int = 1) -> int:
         place = self.place
         blocks, checksum = encode_batch(
             self._uuid, self._incarnation, place.lsn, place.chain, self.durable_lsn, kind, more, body
         )
-        sequence = self._device.write(place.block * BLOCK_BYTES, blocks)
+        sequence = self._device.write(place.block * BLOCK_BYTES, blocks * copies)
         self.place = LogPlace(place.lsn + 1, place.block + len(blocks) // BLOCK_BYTES, checksum)
         self.appended_bytes += len(blocks)
         return sequence

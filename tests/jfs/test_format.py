@@ -30,6 +30,7 @@ from jfs.layout import (
     split_key,
 )
 from jfs.listing import read_listing
+from jfs.log import JUMP_COPIES
 from jfs.mkfs import make_file_system
 from jfs.record import RECORDS, Record
 from jfs.replay import load_volume, read_superblock
@@ -212,11 +213,12 @@ async def test_a_damaged_durable_batch_is_told_from_the_end_of_the_log() -> None
     checkpoint = volume.superblock.checkpoint
     assert end.place.lsn > checkpoint.lsn + 20
     assert len(end.segments) > 2
-    last_block = volume.superblock.segment_blocks - 1
+    last_block = volume.superblock.segment_blocks - JUMP_COPIES
     jumps = [segment.start + last_block for segment in end.segments[:-1]]  # every batch here is one block
     assert end.place.lsn > end.segments[-1].place.lsn + 1  # a batch behind the last jump saw it durable
     for block in [*range(checkpoint.block + 1, jumps[0]), *jumps]:
-        device.blocks = {**good, block: bytes(BLOCK_BYTES)}
+        copies = range(block, block + (JUMP_COPIES if block in jumps else 1))
+        device.blocks = good | dict.fromkeys(copies, bytes(BLOCK_BYTES))
         with pytest.raises(CorruptionError, match="it was durable once"):
             load_volume(device)
 
