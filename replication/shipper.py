@@ -102,6 +102,9 @@ class _Recopy(Exception):
     """The queue can no longer continue the far site: judge its position again."""
 
 
+LEVELLED: Final = "a copy brought it level; it follows from the queue"
+
+
 class Shipper:
     """Ships one volume's queue to one far site; `run` for the life of the daemon in one epoch."""
 
@@ -267,7 +270,8 @@ class Shipper:
         self._backoff.succeeded()
         self._follows = True
         self._note(far)
-        self._event(Event.IN_STEP, judgement.sentence)
+        copied = judgement.remedy is not Remedy.QUEUE  # then the judgement is of how it was before
+        self._event(Event.IN_STEP, LEVELLED if copied else judgement.sentence)
         await self._ship(far)
 
     def _stream(self, state: QueueState) -> Stream:

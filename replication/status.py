@@ -237,7 +237,7 @@ def _warnings(
     survey: Survey, roles: Roles | None, writer: SiteReport | None, *, protected: bool, reason: str
 ) -> list[str]:
     """What an operator should see first."""
-    found = [f"site {site} does not answer: {why}" for site, why in survey.silent.items()]
+    found = [f"site {site} does not answer: {survey.why_silent(site)}" for site in survey.silent]
     if (sentence := survey.disagreement()) is not None:
         found.append(sentence)
     if roles is None:

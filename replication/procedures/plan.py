@@ -52,8 +52,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def why_silent(self, site: SiteName) -> str:
-        """Why a site did not answer."""
-        return self.silent.get(site, "it was not asked")
+        """Why a site did not answer, to be told behind its name."""
+        return self.silent.get(site, "it was not asked").removeprefix(f"site {site} at ")
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,8 @@ from replication.mounting import open_writer
 from replication.procedures import ProcedureRefused, StepEvent
 from replication.quarantine import read_entries, read_listing_file
 from replication.restoring import kept_at, restore
-from replication.status import collect
+from replication.shipper import LEVELLED
+from replication.status import PairStatus, collect
 from replication.verify import VerifyResult, verify
 from tests.replication.cluster import Cluster, Process, running, wait_until
 
@@ -298,12 +299,13 @@ def test_a_far_site_that_was_away_at_mkfs_gets_its_copy_later(tmp_path: Path) ->
         crash(cluster, write_some(cluster, "primary", 3))
         newest_read(cluster, "primary")
         cluster.start("async")
-        wait_until(lambda: async_pair(cluster) == "Duplex")
+        wait_until(lambda: async_pair(cluster).state == "Duplex")
+        assert async_pair(cluster).reason == LEVELLED
         assert len(checked(cluster).compared) == 2
 
 
-def async_pair(cluster: Cluster) -> str:
-    return next(pair.state for pair in trio.run(collect, cluster.config).pairs if pair.kind == "async")
+def async_pair(cluster: Cluster) -> PairStatus:
+    return next(pair for pair in trio.run(collect, cluster.config).pairs if pair.kind == "async")
 
 
 def test_a_daemon_that_cannot_start_says_why_in_one_sentence(cluster: Cluster) -> None:

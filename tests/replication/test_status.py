@@ -10,6 +10,7 @@ import trio
 from replication.config import SITE_NAMES, load, parse_size, size_text
 from replication.control import HeardReport
 from replication.creating import create_volume
+from replication.procedures.plan import Survey
 from replication.roles import first_roles
 from replication.state import PairRecord
 from replication.status import PairStatus, Status, collect, snapshot
@@ -69,6 +70,16 @@ def test_without_a_mount_the_pair_is_what_the_last_one_left(tmp_path: Path) -> N
     assert old.reason == "as it was at the last mount (no answer); the volume is not mounted"
     mounted = survey(ROLES, "primary", "sync", pairs=[DUPLEX], mounted=True)
     assert pair(snapshot("home", mounted, config), "sync").reason == "in step"
+
+
+def test_a_silent_site_is_named_once(tmp_path: Path) -> None:
+    why = "site async at 127.0.0.1:7 cannot be reached: Connection refused"
+    silent = Survey(reports=survey(ROLES, "primary", "sync").reports, silent={"async": why})
+    status = snapshot("home", silent, make_config(tmp_path))
+    assert status.sites["async"].reason == "127.0.0.1:7 cannot be reached: Connection refused"
+    told = [sentence for sentence in (*status.warnings, status.armed_reason) if "async" in sentence]
+    assert len(told) == 2
+    assert [sentence.count("site async") for sentence in told] == [1, 1]
 
 
 def test_a_size_is_told_as_it_can_be_written() -> None:
