@@ -271,7 +271,6 @@ def _start_log(opened: Opened, examination: Examination) -> None:
     start = free_map.allocate_contiguous(length)
     if start is None:
         raise NoSpace(f"the log cannot be started anew: there are no {length} free blocks in a row")
-    volume.device.discard(start * BLOCK_BYTES, length * BLOCK_BYTES)
     reached = max(superblock.checkpoint.lsn, 0 if opened.end is None else opened.end.place.lsn)
     place = LogPlace(reached + FRESH_LSN_DISTANCE, start, secrets.randbits(64))
     volume.log = LogWriter(
@@ -285,6 +284,7 @@ def _start_log(opened: Opened, examination: Examination) -> None:
         incarnation=secrets.randbits(64),
         grow=lambda: free_map.allocate_contiguous(length, start),
     )
+    volume.log.begin_in(start)
     volume.coverage = Coverage(CoveragePolicy())
     runs = merge_runs(list(examination.blocks.used_runs()))
     if len(runs) > REGION_RUNS:

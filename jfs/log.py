@@ -202,13 +202,33 @@ class LogWriter:
         return start
 
     def record(self, segments: Iterable[int], write: Callable[[], int]) -> int:
-        """Issue the write that records these segments, the new ones discarded first; its sequence."""
+        """Issue the write that records these segments, just after what new ones hold; its sequence."""
         fresh = sorted(self._unrecorded.intersection(segments))
         for start in fresh:
-            self._device.discard(start * BLOCK_BYTES, self.segment_blocks * BLOCK_BYTES)
+            self._issue_again(start)
         sequence = write()
         self._unrecorded.difference_update(fresh)
         return sequence
+
+    def _issue_again(self, start: int) -> None:
+        """Issue all that a new segment holds: nothing, or the batches of a log that begins in it."""
+        entered = [segment.start for segment in self.segments]
+        used = self.segment_blocks if start in entered[:-1] else 0
+        if start == entered[-1]:
+            used = self.place.block - start
+        if used:
+            batches = self._device.read(start * BLOCK_BYTES, used * BLOCK_BYTES)
+            self._device.write(start * BLOCK_BYTES, batches)
+        if used < self.segment_blocks:
+            self._device.discard((start + used) * BLOCK_BYTES, (self.segment_blocks - used) * BLOCK_BYTES)
+
+    def begin_in(self, start: int) -> None:
+        """Begin the log anew in a new segment, which the next superblock records.
+
+        Whatever copies the device by what the log names does not know of it before: see `record`.
+        """
+        self._device.discard(start * BLOCK_BYTES, self.segment_blocks * BLOCK_BYTES)
+        self._unrecorded.add(start)
 
     def capacity_bytes(self) -> int:
         return self.segment_limit * self.segment_blocks * BLOCK_BYTES
@@ -276,6 +296,8 @@ class LogWriter:
             start = grown
         ordinal = self.ordinal + 1
         self.record([start], lambda: self._write_jump(start))
+        if self.segments[-1].start in self._unrecorded:
+            self._unrecorded.add(start)  # a jump out of a segment that nothing records
         self.place = LogPlace(self.place.lsn, start, self.place.chain)
         self.segments.append(Segment(start, ordinal, self.place))
 

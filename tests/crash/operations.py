@@ -54,6 +54,7 @@ class Script:
                 await self.fs.make_room()
             except FileSystemError:
                 continue  # refused: nothing has happened
+            await self.fs.throttle()
 
     async def _mount_again(self) -> None:
         self.held.clear()
@@ -231,7 +232,6 @@ class Script:
 
     async def breathe(self) -> None:
         await trio.lowlevel.checkpoint()
-        await self.fs.throttle()
 
 
 OPERATIONS: list[Callable[[Script], Awaitable[None]]] = [
