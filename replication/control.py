@@ -101,7 +101,7 @@ class MountReport(msgspec.Struct, frozen=True, kw_only=True):
 class PositionReport(msgspec.Struct, frozen=True, kw_only=True):
     """Where the area of a secondary stands: durable in its journal, applied to its area.
 
-    `timestamp_ns` is when the newest write of an asynchronous secondary was made, 0 where that is not known.
+    `timestamp_ns`: of when the state of an asynchronous secondary is, 0 where that is not known.
     """
 
     epoch: int
@@ -180,7 +180,7 @@ class CreateVolume(ControlRequest[Done], frozen=True, kw_only=True):
 
 class PromoteReply(msgspec.Struct, frozen=True, kw_only=True):
     """The roles under which the site writes now, and what it knows of the loss (0: proven that there is
-    none). `as_of_ns`: when the newest write was made that a state of the past goes on with, 0 otherwise.
+    none). `as_of_ns`: of when the state of the past is that it goes on with, 0 if it is none.
     """
 
     roles: Roles

@@ -223,7 +223,12 @@ def _prepare_async(place: Place, roles: Roles, before: str) -> None:
         return
     level = before in {"writer", "new"} or _levelled_at(place, roles)
     with place.open_journal() as journal:
-        journal.reset(Position(roles.epoch, roles.start_sequence) if level else NOWHERE)
+        if level:
+            journal.reset(
+                Position(roles.epoch, roles.start_sequence), roles.since
+            )  # at rest since before that
+        else:
+            journal.reset(NOWHERE)
 
 
 def _reset_positions(place: Place, covered_from: int) -> None:

@@ -56,7 +56,7 @@ TIME_FIELDS: Final = (
     (
         "timestamp",
         "Q",
-        "timestamp of the newest write up to the position, ns of the Unix clock; 0: not known",
+        "of when the state at the position is, ns of the Unix clock; 0: not known",
     ),
     ("checksum", "Q", "XXH3-64, seed 0, of the slot and the timestamp, 88 bytes"),
 )
@@ -85,7 +85,7 @@ class Place(NamedTuple):
 class Slot(NamedTuple):
     """Where the area stands (applied and flushed), and where the sets after that begin.
 
-    `timestamp_ns` is that of the newest write up to the position, 0 where it is not known.
+    `timestamp_ns`: nothing written later is in it; 0 where that is not known.
     """
 
     generation: int

@@ -117,7 +117,7 @@ class SetJournal:
 
     @property
     def flushed_timestamp_ns(self) -> int:
-        """Timestamp of the newest write up to `flushed`; 0 where it is not known."""
+        """Of when the state at `flushed` is: nothing written later is in it; 0 where that is not known."""
         return self._slot.timestamp_ns
 
     @property
@@ -213,10 +213,13 @@ class SetJournal:
         except OSError as error:
             raise self._fail("cannot record what is applied", error) from error
 
-    def reset(self, position: Position) -> None:
-        """Forget every set: the area stands, flushed, at `position` (NOWHERE: at no state of the stream)."""
+    def reset(self, position: Position, timestamp_ns: int = 0) -> None:
+        """Forget every set: the area stands, flushed, at `position` (NOWHERE: at no state of the stream).
+
+        `timestamp_ns`: of when that state is, where it is known.
+        """
         try:
-            self._begin_afresh(position)
+            self._begin_afresh(position, timestamp_ns)
         except OSError as error:
             raise self._fail("cannot be reset", error) from error
 
@@ -271,10 +274,10 @@ class SetJournal:
             self._files.unlink(segment_name(segment))
             self._segments.discard(segment)
 
-    def _begin_afresh(self, position: Position) -> None:
+    def _begin_afresh(self, position: Position, timestamp_ns: int = 0) -> None:
         """Continue, with no set, in a segment that never was; what is older goes once that is recorded."""
         fresh = Place(max(self._segments | {self._end.segment}) + 1, SEGMENT_HEADER_BYTES)
-        self._write_slot(position, fresh)
+        self._write_slot(position, fresh, timestamp_ns)
         self._unlink(self._segments)
         self._files.sync_directory()
         self._start = self._end = self._whole = self._synced = fresh

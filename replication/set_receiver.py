@@ -142,7 +142,7 @@ class SetReceiver:
 
     @property
     def newest_ns(self) -> int:
-        """Timestamp of the newest write that a take-over here would have; 0 where it is not known."""
+        """Of when the state is that a take-over here would go on with; 0 where that is not known."""
         return self._unapplied[-1].head.timestamp_ns if self._unapplied else self._applied_ns
 
     async def settle(self) -> Position:

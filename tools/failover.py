@@ -137,8 +137,8 @@ def tell_failover(output: Output, result: FailoverResult) -> None:
     output.say(f"lost: {lost_text(result.lost, result.lost_sentence)}")
     if result.as_of is not None and result.behind_seconds is not None:
         output.say(
-            f"it goes on with the state of {result.as_of}: that is when the newest write in it was made, "
-            f"{duration(result.behind_seconds)} before the take-over"
+            f"it goes on with the state of {result.as_of}, {duration(result.behind_seconds)} before the "
+            "take-over: nothing written later had reached it"
         )
     if result.recovery != "not needed":
         output.say(

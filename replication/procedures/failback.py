@@ -68,13 +68,15 @@ class Return:
         return self._result(roles)
 
     async def _keep(self) -> None:
+        notes: list[str] = []
         for site in self._plan.targets:
             await demand(self._config, site, Adopt(roles=self._roles))
             request = ReportRanges(epoch=self._roles.epoch, after_sequence=self._roles.start_sequence)
             found = await demand(self._config, site, request, 600.0)
             self._returns[site] = found
             kept = "nothing" if found.quarantine is None else size(found.quarantined_bytes)
-            self._progress.note(f"site {site}: {kept} of its own to keep; {found.reason}")
+            notes.append(f"site {site}: {kept} of its own to keep ({found.reason})")
+        self._progress.note("; ".join(notes))
 
     async def _level_all(self, step: str) -> None:
         for site in self._plan.targets:

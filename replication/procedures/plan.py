@@ -213,8 +213,8 @@ def _plan_async(survey: Survey, roles: Roles, *, accept_loss: bool, listing: Lis
 def newest_at_async(report: SiteReport) -> str:
     """From when the state is that site async could go on with, as far as it knows."""
     if report.position is None or not report.position.timestamp_ns:
-        return "of when its newest write is, it does not know"
-    return f"its newest write is of {time_text(report.position.timestamp_ns)}"
+        return "of when its state is, it does not know"
+    return f"its state is of {time_text(report.position.timestamp_ns)}"
 
 
 def missing_at_async(report: SiteReport) -> int | None:

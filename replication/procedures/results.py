@@ -39,8 +39,8 @@ class FailoverResult(msgspec.Struct, frozen=True, kw_only=True):
 
     `lost` is the number of acknowledged operations known missing: 0 when nothing is missing, proven; None
     when no surviving site can know. `bytes_copied` travelled in the recovery copy, `recovery` is how it went.
-    Where the volume goes on with an earlier state (figure 13), `as_of` is when the newest write in it was
-    made, as ISO 8601 in UTC, and `behind_seconds` how long that was before the take-over (with `--plan`:
+    Where the volume goes on with an earlier state (figure 13), `as_of` is of when that is (nothing written
+    later had arrived), as ISO 8601 in UTC, and `behind_seconds` how long before the take-over (with `--plan`:
     before now); None where nothing is missing, or where the site does not know it.
     """
 

@@ -17,6 +17,7 @@ from replication.config import SITE_NAMES, SiteName
 from replication.creating import create_volume
 from replication.mounting import open_writer
 from replication.procedures import ProcedureRefused, StepEvent
+from replication.procedures.survey import take_survey
 from replication.quarantine import read_entries, read_listing_file
 from replication.restoring import kept_at, restore
 from replication.shipper import LEVELLED
@@ -223,7 +224,7 @@ def test_taking_over_at_async_names_the_loss(cluster: Cluster) -> None:
     ended = datetime.datetime.now(tz=datetime.UTC)
     cluster.kill("async")
     cluster.start("async")
-    with pytest.raises(ProcedureRefused, match=r"its newest write is of .*--accept-loss") as caught:
+    with pytest.raises(ProcedureRefused, match=r"its state is of .*--accept-loss") as caught:
         failover(cluster, "async")
     assert caught.value.code == 5
     result = failover(cluster, "async", accept_loss=True)
@@ -238,8 +239,16 @@ def test_taking_over_at_async_names_the_loss(cluster: Cluster) -> None:
     cluster.start("primary", "sync")
     back = failback(cluster)
     assert (back.writer, back.epoch) == ("primary", 3)
+    (kept,) = far_times(cluster)
+    assert kept > ended.timestamp(), "level with the others when the roles changed"
     newest_read(cluster, "primary")
     assert len(checked(cluster).compared) == 2
+
+
+def far_times(cluster: Cluster) -> list[float]:
+    """Of when the state of the asynchronous site is, in Unix seconds."""
+    position = trio.run(take_survey, cluster.config).reports["async"].position
+    return [] if position is None else [position.timestamp_ns / 1e9]
 
 
 def test_async_takes_over_with_everything_that_sync_has(cluster: Cluster) -> None:

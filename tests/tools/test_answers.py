@@ -86,7 +86,7 @@ def test_a_state_of_the_past_says_of_when_it_is(capfd: pytest.CaptureFixture[str
     )
     failover.tell_failover(Output(), result)
     told = capfd.readouterr().out
-    assert "the state of 2001-09-09T01:46:40.000+00:00" in told
+    assert "the state of 2001-09-09T01:46:40.000+00:00, " in told
     assert "4 m 10 s before the take-over" in told
     assert "recovery copy" not in told
     assert as_of_fields(SINCE, SINCE, 0) == as_of_fields(0, SINCE, None) == (None, None)
