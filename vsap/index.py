@@ -6,25 +6,44 @@ import struct
 from typing import NamedTuple
 
 import msgspec
+import xxhash
 
+from jfs.errors import CorruptionError
 from vsap.entry import Entry
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEY = struct.Struct("@Q")
 """Key of an index record: the sequence, in the byte order of the machine (MDB_INTEGERKEY asks for that)."""
-RECORD = struct.Struct("<QQIIIB3xQQ")
-"""timestamp_ns, offset, length, segment number, place in the segment, kind, zeros, checksum, stream
-position.
+RECORD = struct.Struct("<QQIIIB3xQQQ")
+"""timestamp_ns, offset, length, segment number, place in the segment, kind, zeros, checksum of the payload,
+stream position, check.
 """
 VOLUME = struct.Struct("<8sI4x16s")
 """Value of b"volume": magic, format version, volume."""
 VOLUME_MAGIC = b"trisiteQ"
-STATE = struct.Struct("<QQQQQQQQQIIIBBBx")
-"""Value of b"state": the fields of `State`, in their order."""
+STATE = struct.Struct("<QQQQQQQQQIIIBBBxQ")
+"""Value of b"state": the fields of `State`, in their order, and the check."""
+CHECK = struct.Struct("<Q")
+"""The end of a record and of the state: checksum of the key and everything before."""
 RECORD_BYTES = KEY.size + RECORD.size + 8
 """Bytes of the index that an entry takes at least (8 are LMDB's)."""
 
 DROP_REASONS = ("", "limit", "full", "crash", "damaged", "asked")
+
+
+class StateDamaged(CorruptionError):
+    """The state record is not what was put there."""
+
+
+def pack_record(key: bytes, *fields: int) -> bytes:
+    """The stored bytes of an index record under this key."""
+    return _checked(key, RECORD.pack(*fields, 0))
+
+
+def _checked(key: bytes, packed: bytes) -> bytes:
+    """`packed` with the check in its last 8 bytes."""
+    body = packed[: -CHECK.size]
+    return body + CHECK.pack(xxhash.xxh3_64_intdigest(key + body))
 
 
 class QueueCounts(NamedTuple):
@@ -78,6 +97,18 @@ class Record(NamedTuple):
     two.
     """
 
+    @classmethod
+    def unpack(cls, value: bytes) -> "Record":
+        """The record of stored bytes, unchecked: for figures and searches."""
+        return cls(*RECORD.unpack(value)[:-1])
+
+    @classmethod
+    def verified(cls, key: bytes, value: bytes) -> "Record":
+        """The record of stored bytes; CorruptionError where they are not what was put under this key."""
+        if len(value) != RECORD.size or _checked(key, value) != value:
+            raise CorruptionError(f"the index record of entry {KEY.unpack(key)[0]} is damaged")
+        return cls.unpack(value)
+
     def entry(self, sequence: int, payload: bytes = b"") -> Entry:
         """The entry this record stands for."""
         return Entry(sequence, self.timestamp_ns, self.offset, self.length, self.kind, self.checksum, payload)
@@ -110,7 +141,7 @@ class State(msgspec.Struct):
 
     def pack(self) -> bytes:
         """The stored bytes."""
-        return STATE.pack(
+        packed = STATE.pack(
             self.next_sequence,
             self.eligible_sequence,
             self.common_flush_sequence,
@@ -126,12 +157,16 @@ class State(msgspec.Struct):
             self.far_site,
             self.untrusted,
             self.drop_reason,
+            0,
         )
+        return _checked(b"state", packed)
 
     @classmethod
     def unpack(cls, data: bytes) -> "State":
-        """The state of stored bytes. struct.error when they are not."""
-        return cls(*STATE.unpack(data))
+        """The state of stored bytes; StateDamaged where they are not what was put there."""
+        if len(data) != STATE.size or _checked(b"state", data) != data:
+            raise StateDamaged("the state record of the queue is damaged")
+        return cls(*STATE.unpack(data)[:-1])
 
     @property
     def held_bytes(self) -> int:

@@ -15,7 +15,7 @@ import lmdb
 
 from jfs.errors import CorruptionError, DeviceError
 from vsap.condition import Condition
-from vsap.index import DROP_REASONS, FORMAT_VERSION, VOLUME, VOLUME_MAGIC, State
+from vsap.index import DROP_REASONS, FORMAT_VERSION, VOLUME, VOLUME_MAGIC, State, StateDamaged
 from vsap.payload import SegmentFiles
 from vsap.records import IndexReader
 
@@ -83,7 +83,12 @@ class QueueFiles:
                 cls._clear(directory)
             try:
                 queue = cls(directory, volume, condition, limit_bytes, segment_bytes)
-            except _DAMAGED as error:
+                queue._check_state()
+            except (*_DAMAGED, StateDamaged) as error:
+                if queue is not None:
+                    queue._segments.close()
+                    queue._environment.close()
+                    queue = None
                 if not condition.alone:
                     raise CorruptionError(f"the index in {directory} is damaged: {error}") from error
                 lost = "damaged"
@@ -100,6 +105,13 @@ class QueueFiles:
                 raise DeviceError(code, f"cannot open the queue in {directory}: {error}") from error
             raise
         return queue
+
+    def _check_state(self) -> None:
+        """StateDamaged where the state of a queue of this format cannot be believed."""
+        with self._environment.begin() as txn:
+            stored = txn.get(b"volume", db=self._meta)
+            if stored is not None and VOLUME.unpack(stored)[1] == FORMAT_VERSION:
+                self._state(txn)
 
     @staticmethod
     def _clear(directory: Path) -> None:
@@ -216,7 +228,7 @@ class QueueFiles:
     def _state(self, txn: Transaction) -> State:
         stored = txn.get(b"state", db=self._meta)
         if stored is None:
-            raise CorruptionError(f"the queue in {self.directory} has no state")
+            raise StateDamaged(f"the queue in {self.directory} has no state")
         return State.unpack(stored)
 
     def _put_state(self, txn: Transaction, state: State) -> None:

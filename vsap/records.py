@@ -7,7 +7,7 @@ import lmdb
 
 from jfs.errors import CorruptionError
 from vsap.entry import DISCARD, MARKER, Entry, checksum_of
-from vsap.index import KEY, RECORD, Record, State
+from vsap.index import KEY, RECORD, Record, State, pack_record
 from vsap.payload import HEADER_BYTES, SegmentFiles
 
 LARGEST_SPAN = 4 << 20
@@ -31,7 +31,6 @@ def place_payloads(
     segment, place, stream = state.tail_segment, state.tail_place, state.stream_bytes
     start = place
     sequence = state.next_sequence
-    pack_key, pack_record = KEY.pack, RECORD.pack
     for entry in entries:
         payload = entry.payload
         size = len(payload)
@@ -46,7 +45,9 @@ def place_payloads(
             segment += place > 0
             segments.create(segment)
             start = place = HEADER_BYTES
+        key = KEY.pack(sequence)
         record = pack_record(
+            key,
             entry.timestamp_ns,
             entry.offset,
             entry.length,
@@ -56,7 +57,7 @@ def place_payloads(
             entry.checksum,
             stream,
         )
-        records.append((pack_key(sequence), record))
+        records.append((key, record))
         if size:
             buffers.append(payload)
             place += size
@@ -80,8 +81,13 @@ class IndexReader:
         self._index = index
         self._segments = segments
 
-    def rows(self, from_sequence: int, limit_bytes: int, limit_entries: int) -> list[tuple[int, Record]]:
-        """(sequence, record) from `from_sequence` on: the first in any case, more while the payloads fit."""
+    def rows(
+        self, from_sequence: int, limit_bytes: int, limit_entries: int, *, verify: bool = True
+    ) -> list[tuple[int, Record]]:
+        """(sequence, record) from `from_sequence` on: the first in any case, more while the payloads fit.
+
+        CorruptionError: a record is not what was put there.
+        """
         found: list[tuple[int, Record]] = []
         with self._environment.begin() as txn:
             cursor = txn.cursor(self._index)
@@ -89,7 +95,7 @@ class IndexReader:
                 return found
             room = limit_bytes
             for key, value in islice(cursor.iternext(), limit_entries):
-                record = Record(*RECORD.unpack(value))
+                record = Record.verified(key, value) if verify else Record.unpack(value)
                 room -= 0 if record.kind == DISCARD else record.length
                 if room < 0 and found:
                     break
@@ -107,7 +113,7 @@ class IndexReader:
                     return False
                 first = KEY.unpack(cursor.key())[0]
                 values = list(islice(cursor.iternext(keys=False), SCAN_BATCH))
-            for _, start, size, _, _, kind, _, _ in RECORD.iter_unpack(b"".join(values)):
+            for _, start, size, _, _, kind, _, _, _ in RECORD.iter_unpack(b"".join(values)):
                 if start < end and start + size > offset and kind != MARKER:
                     return True
             first += len(values)

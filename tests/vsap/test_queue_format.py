@@ -2,12 +2,15 @@
 
 import re
 import struct
+from contextlib import closing
 from pathlib import Path
 from uuid import UUID
 
 import msgspec
 import pytest
+import xxhash
 
+from jfs.errors import CorruptionError
 from vsap import condition, entry, index, payload, positions
 from vsap.queue import EntryQueue
 
@@ -53,8 +56,8 @@ def test_the_tables_are_the_structs(title: str) -> None:
 
 def test_the_fields_of_the_state_are_named_in_their_order() -> None:
     names = [field.name for field in msgspec.structs.fields(index.State)]
-    assert [re.split(r"[,: ]", field)[0] for _, _, field in rows("State")] == names
-    reasons = rows("State")[-1][2].split(": ", 1)[1]
+    assert [re.split(r"[,: ]", field)[0] for _, _, field in rows("State")] == [*names, "check"]
+    reasons = rows("State")[-2][2].split(": ", 1)[1]
     assert [reason.split()[1] for reason in reasons.split(", ")] == ["none", *index.DROP_REASONS[1:]]
 
 
@@ -91,15 +94,51 @@ def test_the_bytes_of_a_queue_with_one_entry(tmp_path: Path) -> None:
         volume = txn.get(b"volume", db=queue._meta)
     assert record is not None
     assert state is not None
-    assert struct.unpack("<QQIIIB3xQQ", record) == (99, 8192, 4096, 1, 64, 1, entry.checksum_of(data), 0)
-    assert struct.unpack("<9Q3I3Bx", state) == (8, 7, 6, 0, 0, 0, 4096, 7, 0, 1, 1, 4160, 1, 0, 0)
-    assert volume == b"trisiteQ" + struct.pack("<I4x", 1) + VOLUME.bytes
+    fields = (99, 8192, 4096, 1, 64, 1, entry.checksum_of(data), 0)
+    check = xxhash.xxh3_64_intdigest(struct.pack("@Q", 7) + record[:48])
+    assert struct.unpack("<QQIIIB3xQQQ", record) == (*fields, check)
+    check = xxhash.xxh3_64_intdigest(b"state" + state[:88])
+    assert struct.unpack("<9Q3I3BxQ", state) == (8, 7, 6, 0, 0, 0, 4096, 7, 0, 1, 1, 4160, 1, 0, 0, check)
+    assert volume == b"trisiteQ" + struct.pack("<I4x", 2) + VOLUME.bytes
     slots = (tmp_path / "condition").read_bytes()
     slot = condition.unpack_slot(slots[:512])  # the second one written: it reserves
     assert slot is not None
     assert (slot.clean, slot.volume, slot.boot) == (False, VOLUME, UUID(int=3))
     assert slot.ceiling > 7
     queue.close()
+
+
+def test_a_flipped_bit_in_an_index_record_is_found(tmp_path: Path) -> None:
+    """An entry whose offset changed would be right data in the wrong place at the far site."""
+    with closing(EntryQueue.open(tmp_path, VOLUME)) as queue:
+        queue.append_batch([entry.write_entry(1, 99, 8192, bytes(4096))], eligible_sequence=1)
+        with queue._environment.begin() as txn:
+            whole = txn.get(struct.pack("@Q", 1), db=queue._index)
+        assert whole is not None
+        for place in range(len(whole)):
+            with queue._environment.begin(write=True) as txn:
+                txn.put(struct.pack("@Q", 1), flipped(whole, place), db=queue._index)
+            with pytest.raises(CorruptionError, match="index record of entry 1 is damaged"):
+                queue.read(1)
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("place", [0, 8, 16, 32, 40, 72, 84, 88])
+def test_a_queue_whose_state_is_damaged_is_dropped(tmp_path: Path, place: int) -> None:
+    """It is not believed, and numbering goes on behind everything that can have been issued."""
+    with closing(EntryQueue.open(tmp_path, VOLUME)) as queue:
+        queue.append_batch([entry.discard_entry(1, 1, 0, 4096)], eligible_sequence=1)
+        with queue._environment.begin(write=True) as txn:
+            state = txn.get(b"state", db=queue._meta)
+            assert state is not None
+            txn.put(b"state", flipped(state, place), db=queue._meta)
+    with closing(EntryQueue.open(tmp_path, VOLUME)) as queue:
+        state_now = queue.state()
+        assert (queue.trusted, state_now.drop_reason, queue.read(0)) == (False, "damaged", [])
+        assert state_now.next_sequence > 2
 
 
 def test_a_torn_condition_leaves_the_other_slot(tmp_path: Path) -> None:
