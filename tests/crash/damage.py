@@ -73,16 +73,18 @@ def answer_of(fs: FileSystem, ino: int) -> Answer:
 
 
 async def make_subject(workload: str, *, clean: bool) -> Subject:
-    """The volume that a workload leaves: closed, or as a power cut finds it that spares every write."""
+    """A volume in the middle of a workload: closed, or as a power cut finds it that spares every write."""
     recording = await make_recording(workload)
-    last = Schedule(workload, len(recording.device.history), ALL_SURVIVES)
-    image = Images(recording.device).image(last, last.chance())
+    last = len(recording.device.history)
+    point = random.Random(f"{workload} {clean}").randint((recording.first_point + last) // 2, last)
+    schedule = Schedule(workload, point, ALL_SURVIVES)
+    image = Images(recording.device).image(schedule, schedule.chance())
     if clean:
         await FileSystem(await Store.open(image), OPTIONS).close()
-    return await subject_of(image, {state.digest for state in recording.states})
+    return await subject_of(image, {state.digest for state in recording.states}, closed=clean)
 
 
-async def subject_of(image: MemoryDevice, states: set[int]) -> Subject:
+async def subject_of(image: MemoryDevice, states: set[int], *, closed: bool) -> Subject:
     """A volume, asked for everything while it is whole."""
     fs = FileSystem(await Store.open(image, read_only=True), OPTIONS, read_only=True)
     answers: dict[int, Answer] = {}
@@ -100,7 +102,7 @@ async def subject_of(image: MemoryDevice, states: set[int]) -> Subject:
     for segment in end.segments:
         metadata += range(segment.start, segment.start + volume.superblock.segment_blocks)
     used = [block for start, count in volume.free_map.used_runs() for block in range(start, start + count)]
-    unproven = set() if volume.superblock.clean else unproven_blocks(image)
+    unproven = set() if closed else unproven_blocks(image)
     return Subject(image.blocks, image.size_bytes, answers, used, metadata, unproven, states)
 
 

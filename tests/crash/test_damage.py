@@ -4,9 +4,13 @@ no answer about metadata is wrong in silence. A failure prints the volume, the b
 
 import random
 import time
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 
+from jfs import batch, layout, tree
+from jfs.log import LogReader
 from tests.conftest import run_seed
 from tests.crash.damage import Subject, examine, make_subject, subject_of
 from tests.crash.test_sweep import program_name, random_name
@@ -46,7 +50,7 @@ async def test_flipped_bits(number: int) -> None:
 
 async def test_flipped_bits_in_a_tree_of_many_nodes() -> None:
     world = await build()
-    ends = await flip_bits(await subject_of(world.device, set()), "many nodes", LARGE_FLIPS)
+    ends = await flip_bits(await subject_of(world.device, set(), closed=True), "many nodes", LARGE_FLIPS)
     assert ends == {"unharmed", "found", "refused"}
 
 
@@ -60,3 +64,44 @@ async def test_soak(capsys: pytest.CaptureFixture[str]) -> None:
         flips, number = flips + 1000, number + 1
     with capsys.disabled():
         print(f"\ndamage: {flips} flipped bits in {time.monotonic() - began:.0f} s, seed {run_seed()}")
+
+
+def believe(module: ModuleType) -> Callable[[pytest.MonkeyPatch], None]:
+    """Mutant: a checksum that is right whatever it covers."""
+
+    def break_rule(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(module, "xxh3_64_intdigest", lambda content: 0)
+
+    return break_rule
+
+
+def any_end_of_the_log(patch: pytest.MonkeyPatch) -> None:
+    """Mutant: where the chain breaks, the log ends, whatever later batches know."""
+    patch.setattr(LogReader, "_check_end", lambda *_: None)
+
+
+MUTANTS = {
+    "checksum of nodes": believe(tree),
+    "checksum of batches": believe(batch),
+    "checksum of superblocks": believe(layout),
+    "end of the log": any_end_of_the_log,
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+async def test_a_check_left_out_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MUTANTS[name](monkeypatch)
+    error = await first_failure()
+    assert error is not None, f"without the rule '{name}' nothing went wrong"
+    assert "block" in error.__notes__[0]
+
+
+async def first_failure() -> Exception | None:
+    for number in range(2 * SUBJECTS):
+        name = subject_name(number)
+        subject = await make_subject(name, clean=number % 2 == 0)
+        try:
+            await flip_bits(subject, name, FLIPS)
+        except Exception as error:
+            return error
+    return None
