@@ -201,7 +201,7 @@ class Story:
         self.numbers += [
             ("seconds without service, sync site took over", f"{time.monotonic() - self.lost_at:.1f}"),
             ("files the metadata log named", f"{result['files_listed']:,}"),
-            ("bytes they have", size_text(result["bytes_listed"])),
+            ("bytes looked at, with the log area", size_text(result["bytes_listed"])),
             ("bytes copied to the far site", size_text(result["bytes_copied"])),
         ]
         self.step("every acknowledged byte is looked for at the sync site")
