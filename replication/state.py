@@ -2,6 +2,8 @@
 
 One small LMDB environment, `state/`, synced at every change (rare: a hello, an epoch, a pair's state). The
 daemon of the site and the mount process open it at the same time; LMDB lets both read and either write.
+Every value but `format` is JSON behind a checksum of it and its key: an epoch with a flipped bit would let
+the wrong site write.
 """
 
 import time
@@ -14,6 +16,7 @@ from uuid import UUID
 
 import lmdb
 import msgspec
+import xxhash
 
 from replication.config import SiteName
 from replication.roles import Roles, should_adopt
@@ -21,7 +24,7 @@ from replication.roles import Roles, should_adopt
 MAP_BYTES: Final = 64 << 20
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 KEY_FORMAT: Final = b"format"
 KEY_IDENTITY: Final = b"identity"
 KEY_ROLES: Final = b"roles"
@@ -35,6 +38,22 @@ KEY_HELD: Final = b"held"
 PREFIX_HISTORY: Final = b"history/"
 PREFIX_PAIR: Final = b"pair/"
 PREFIX_DOUBT: Final = b"doubt/"
+KEYS: Final = frozenset(
+    {
+        KEY_FORMAT,
+        KEY_IDENTITY,
+        KEY_ROLES,
+        KEY_NEWEST_KNOWN,
+        KEY_TAKE_OVER,
+        KEY_LEVEL,
+        KEY_TOLD,
+        KEY_PREPARED,
+        KEY_INCARNATION,
+        KEY_HELD,
+    }
+)
+PREFIXES: Final = (PREFIX_HISTORY, PREFIX_PAIR, PREFIX_DOUBT)
+SEAL_BYTES: Final = 16
 
 PairKind = Literal["sync", "async"]
 T = TypeVar("T")
@@ -90,6 +109,19 @@ class LevelRecord(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+def sealed(key: bytes, text: bytes) -> bytes:
+    """`text` as it is kept under `key`: behind the checksum of both, in hexadecimal."""
+    return xxhash.xxh3_64_hexdigest(key + text).encode() + text
+
+
+def unsealed(key: bytes, value: bytes) -> bytes:
+    """What was sealed; ValueError where it is not what was put under this key."""
+    text = value[SEAL_BYTES:]
+    if sealed(key, text) != value:
+        raise ValueError("its checksum is wrong")
+    return text
+
+
 def boot_id() -> str:
     """The identity of this boot of the host: what was not synced survives a process but not a boot."""
     try:
@@ -110,12 +142,32 @@ class SiteState:
         except (OSError, lmdb.Error) as error:
             raise StateError(f"the state in {directory} cannot be opened: {error}") from error
         version = self._get(KEY_FORMAT, int)
-        if version is not None and version > FORMAT_VERSION:
+        if version is not None and version != FORMAT_VERSION:
             self.close()
+            age = "newer" if version > FORMAT_VERSION else "older"
             raise StateError(
-                f"the state in {directory} has format version {version}; this program knows versions up to "
-                f"{FORMAT_VERSION}: use the newer trisite that wrote it"
+                f"the state in {directory} has format version {version}; this program knows version "
+                f"{FORMAT_VERSION}: use the {age} trisite that wrote it"
             )
+        try:
+            self._check()
+        except StateError:
+            self.close()
+            raise
+
+    def _check(self) -> None:
+        """StateError where a record is damaged, or missing: a lost key would read as "there was none"."""
+        with self._reading(b"the list of keys"), self._environment.begin() as transaction:
+            found = {bytes(key): bytes(value) for key, value in transaction.cursor()}
+        for key, value in found.items():
+            with self._reading(key):
+                if key not in KEYS and not key.startswith(PREFIXES):
+                    raise ValueError("there is no such record")
+                if key != KEY_FORMAT:
+                    unsealed(key, value)
+        core = {KEY_FORMAT, KEY_IDENTITY, KEY_ROLES}
+        if core & found.keys() and not core <= found.keys():
+            raise StateError("the state of this site is damaged: the volume or its roles are not on record")
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +184,10 @@ class SiteState:
     def _get(self, key: bytes, kind: type[T]) -> T | None:
         with self._reading(key), self._environment.begin() as transaction:
             value = transaction.get(key)
-            return None if value is None else msgspec.json.decode(bytes(value), type=kind)
+            if value is None:
+                return None
+            text = bytes(value) if key == KEY_FORMAT else unsealed(key, bytes(value))
+            return msgspec.json.decode(text, type=kind)
 
     def _all(self, prefix: bytes, kind: type[T]) -> list[T]:
         """What is kept under `prefix`, in the order of the keys."""
@@ -142,15 +197,16 @@ class SiteState:
                 for key, value in cursor:
                     if not bytes(key).startswith(prefix):
                         break
-                    found.append(msgspec.json.decode(bytes(value), type=kind))
+                    found.append(msgspec.json.decode(unsealed(bytes(key), bytes(value)), type=kind))
         return found
 
     @contextmanager
     def _reading(self, what: bytes) -> Iterator[None]:
         try:
             yield
-        except (lmdb.Error, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise StateError(f"the state of this site is damaged at {what.decode()!r}: {error}") from error
+        except (lmdb.Error, msgspec.MsgspecError, ValueError) as error:
+            name = what.decode(errors="backslashreplace")
+            raise StateError(f"the state of this site is damaged at {name!r}: {error}") from error
 
     def _put(self, key: bytes, value: object) -> None:
         self._put_all({key: value})
@@ -162,7 +218,8 @@ class SiteState:
                     if value is None:
                         transaction.delete(key)
                     else:
-                        transaction.put(key, msgspec.json.encode(value))
+                        text = msgspec.json.encode(value)
+                        transaction.put(key, text if key == KEY_FORMAT else sealed(key, text))
         except lmdb.Error as error:
             raise StateError(f"the state of this site cannot be written: {error}") from error
 

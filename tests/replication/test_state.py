@@ -7,7 +7,7 @@ import lmdb
 import pytest
 
 from replication.roles import after_failback, first_roles
-from replication.state import LevelRecord, SiteState, StateError, TakeOverRecord, VolumeIdentity
+from replication.state import LevelRecord, SiteState, StateError, TakeOverRecord, VolumeIdentity, sealed
 from tests.replication.roles_made import after_take_over_at_sync
 
 IDENTITY = VolumeIdentity(uuid=UUID(int=7), name="home", size_bytes=1 << 30)
@@ -76,18 +76,47 @@ def _overwrite(directory: Path, key: bytes, value: bytes) -> None:
 def test_a_newer_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with SiteState(tmp_path) as state:
         state.create(IDENTITY, NORMAL)
-    _overwrite(tmp_path, b"format", b"2")
-    with pytest.raises(StateError, match=r"format version 2.*use the newer trisite"):
-        SiteState(tmp_path)
+    for version, word in ((b"3", "newer"), (b"1", "older")):
+        _overwrite(tmp_path, b"format", version)
+        with pytest.raises(StateError, match=rf"format version {version.decode()}.*use the {word} trisite"):
+            SiteState(tmp_path)
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b"\xff\xfe", b'{"epoch":"x"}'])
 def test_damage_is_one_sentence(tmp_path: Path, value: bytes) -> None:
     with SiteState(tmp_path) as state:
         state.create(IDENTITY, NORMAL)
-    _overwrite(tmp_path, b"roles", value)
-    _overwrite(tmp_path, b"pair/x", value)
     with SiteState(tmp_path) as state:
+        for key in (b"roles", b"pair/x"):
+            with state._environment.begin(write=True) as transaction:
+                transaction.put(key, sealed(key, value))
         for read in (lambda: state.roles, state.pairs):
             with pytest.raises(StateError, match="damaged at"):
                 read()
+
+
+def _records(directory: Path) -> dict[bytes, bytes]:
+    with lmdb.open(str(directory)) as environment, environment.begin() as transaction:
+        return {bytes(key): bytes(value) for key, value in transaction.cursor()}
+
+
+def test_every_flipped_bit_is_found_before_it_is_believed(tmp_path: Path) -> None:
+    """Also in a key: a record that is not found would read as one that never was."""
+    with SiteState(tmp_path) as state:
+        state.create(IDENTITY, NORMAL)
+        state.set_held_epoch(1)
+    whole = _records(tmp_path)
+    for key, value in whole.items():
+        for place in (*range(len(key)), *range(len(key), len(key + value), 3)):
+            both = bytearray(key + value)
+            both[place] ^= 1
+            with lmdb.open(str(tmp_path), sync=False) as made, made.begin(write=True) as transaction:
+                transaction.delete(key)
+                transaction.put(bytes(both[: len(key)]), bytes(both[len(key) :]))
+            with pytest.raises(StateError, match=r"damaged|format version"):
+                SiteState(tmp_path)
+            with lmdb.open(str(tmp_path), sync=False) as made, made.begin(write=True) as transaction:
+                transaction.delete(bytes(both[: len(key)]))
+                transaction.put(key, value)
+    with SiteState(tmp_path) as state:
+        assert (state.roles, state.held_epoch) == (NORMAL, 1)
