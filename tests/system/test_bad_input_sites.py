@@ -13,8 +13,11 @@ from pathlib import Path
 
 import lmdb
 import pytest
+import trio
 import xxhash
 
+from replication import config as configuration
+from replication.status import collect
 from tests.system.bad_input import (
     assert_quiet,
     assert_refused,
@@ -293,8 +296,8 @@ def test_damaged_files(cold: Stage, name: str, damage: Callable[[Path], object])
         others = [site for site in ("primary", "sync", "async") if not name.startswith(site)]
 
         def answer() -> bool:
-            reports = stage.answer("status")["sites"]
-            return all(reports[site]["reachable"] for site in others)
+            found = trio.run(collect, configuration.load(stage.config)).sites
+            return all(site.reachable for name, site in found.items() if name in others)
 
         until(answer, "the sites whose files are whole")
         mounted = run(stage.config, "mount", str(stage.mountpoint))
