@@ -145,11 +145,17 @@ class LogWriter:
         place: LogPlace,
         incarnation: int,
         grow: Callable[[], int | None],
+        grow_urgently: Callable[[], int | None] = lambda: None,
     ) -> None:
+        """`grow` takes blocks for a segment as far as that leaves the reserve alone, `grow_urgently` any."""
         self._device = device
         self._uuid = uuid
         self._incarnation = incarnation
         self._grow = grow
+        self._grow_urgently = grow_urgently
+        # A checkpoint is under way. It must always find room: without it the log would never have any again,
+        # and power cuts in the middle of checkpoints use up what is kept for them.
+        self.is_urgent = False
         self.segment_blocks = segment_blocks
         self.segment_limit = min(segment_limit, SEGMENT_TABLE_LIMIT)
         self.segments = segments
@@ -189,14 +195,14 @@ class LogWriter:
         while self.room_bytes() < needed_bytes + self.owned_bytes() // 4:
             if len(self.segments) + len(self.spares) >= self.segment_limit:
                 return False
-            grown = self._take_segment()
+            grown = self._take_segment(self._grow)
             if grown is None:
                 return False
             self.spares.append(grown)
         return True
 
-    def _take_segment(self) -> int | None:
-        start = self._grow()
+    def _take_segment(self, grow: Callable[[], int | None]) -> int | None:
+        start = grow()
         if start is not None:
             self._unrecorded.add(start)
         return start
@@ -290,7 +296,9 @@ class LogWriter:
             start = self.spares.pop(0)
         else:
             owned = len(self.segments)
-            grown = self._take_segment() if owned < self.segment_limit else None
+            grown = self._take_segment(self._grow) if owned < self.segment_limit else None
+            if grown is None and self.is_urgent and owned < SEGMENT_TABLE_LIMIT:
+                grown = self._take_segment(self._grow_urgently)
             if grown is None:
                 raise LogFull
             start = grown

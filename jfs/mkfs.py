@@ -18,6 +18,7 @@ LARGEST_SEGMENT_BYTES = 4 << 20
 LARGE_VOLUME_BYTES = 1 << 38
 LARGEST_LOG_BYTES = 256 << 20
 LOG_SHARE = 16  # the log may take a sixteenth of the volume
+URGENT_SEGMENTS = 8  # that checkpoints may take beyond the limit
 EINVAL = 22
 
 
@@ -52,7 +53,8 @@ async def make_file_system(
     segment_blocks = (segment_bytes or segment_bytes_for(device.size_bytes)) // BLOCK_BYTES
     reserve = reserve_blocks_for(total)
     limit_bytes = log_limit_bytes or min(device.size_bytes // LOG_SHARE, LARGEST_LOG_BYTES)
-    limit = min(max(limit_bytes // (segment_blocks * BLOCK_BYTES), FIRST_SEGMENTS), SEGMENT_TABLE_LIMIT)
+    most = SEGMENT_TABLE_LIMIT - URGENT_SEGMENTS
+    limit = min(max(limit_bytes // (segment_blocks * BLOCK_BYTES), FIRST_SEGMENTS), most)
     segments = [reserve + index * segment_blocks for index in range(FIRST_SEGMENTS)]
 
     free_map = FreeMap(total, reserve, lambda group: None, total)

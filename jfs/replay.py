@@ -160,4 +160,5 @@ def attach_log(volume: Volume, end: LogEnd) -> None:
         place=end.place,
         incarnation=secrets.randbits(64),
         grow=lambda: volume.free_map.allocate_segment(segment_blocks, end.segments[-1].start),
+        grow_urgently=lambda: volume.free_map.allocate_contiguous(segment_blocks, end.segments[-1].start),
     )

@@ -197,6 +197,7 @@ async def check_second_crash(image: MemoryDevice, found: Found, chance: random.R
     node = fs.make(ROOT, AFTER, 0o100600)
     data = chance.randbytes(GROWTH)
     fs.write(node.ino, 0, data)
+    await fs.throttle()
     await fs.commit()
     device.note("after")
     if chance.random() < 0.5:
@@ -230,6 +231,7 @@ async def check_growth(fs: FileSystem, tree: Tree) -> None:
             if size != len(content):
                 continue  # grown already under another of its names
             fs.setattr(ino, size=size + GROWTH)
+            await fs.throttle()
             grown = bytes(fs.read(ino, 0, size + GROWTH))
             expect(grown == content + bytes(GROWTH), f"{path!r} grows with what is not its own")
     await fs.close()
