@@ -140,6 +140,7 @@ class FileIO(NodeTable):
         if end > size:
             node.size_bytes = end
             self.mark_map(node)
+            self._flush_before_commit(sequence)
         if clear_privileges and node.mode & (S_ISUID | S_ISGID):
             node.mode = privileges_cleared(node.mode)
             self.mark(node)
@@ -305,7 +306,14 @@ class FileIO(NodeTable):
         try:
             self._replace_block(node, file_block, kept)
         except NoSpace:
-            self.store.write_data(node.ino, file_block, start, self._old_block(node, file_block), new=False)
+            old = self._old_block(node, file_block)
+            self._flush_before_commit(self.store.write_data(node.ino, file_block, start, old, new=False))
+
+    def _flush_before_commit(self, sequence: int) -> None:
+        """The batch that lets the file grow must not be durable before this write in place: the file would
+        show what was behind its end.
+        """
+        self.store.volume.pending.new_sequence = sequence
 
     def _replace_block(self, node: Node, file_block: int, kept: int) -> None:
         """Put the first `kept` bytes of a block, and zeros, into a new block in its place. NoSpace changes

@@ -154,9 +154,11 @@ class Sectors:
         allowed = [values[self._now]]
         oldest = max(self._contents.index(max(self._floor, self._mapped_since(block))), 0)
         for index in range(self._now - 1, oldest - 1, -1):
-            if len(values[index + 1]) < min(len(values[index]), end):
-                break
-            allowed.append(values[index])
+            older, newer = values[index], values[index + 1]
+            begin = max(len(older), end - BLOCK_BYTES)
+            if len(newer) < min(len(older), end) or any(newer[begin:end]):
+                break  # it was cut, or grew: what it grew by is durable before its size
+            allowed.append(older)
         for index in range(self._now + 1, len(values)):
             if ticks[index] > self._promise.newest_tick or len(values[index]) < min(
                 len(values[index - 1]), end

@@ -184,6 +184,12 @@ def tail_not_cleaned(patch: Patch) -> None:
 
 
 @mutant
+def size_before_the_data(patch: Patch) -> None:
+    """A file that grew inside its last block may have its new size before what was written there."""
+    patch.setattr(FileIO, "_flush_before_commit", lambda file_io, sequence: None)
+
+
+@mutant
 def new_blocks_not_filled(patch: Patch) -> None:
     """A write of a part of a new block leaves in the rest what the block held before."""
 

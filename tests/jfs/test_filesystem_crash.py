@@ -24,6 +24,8 @@ from jfs.layout import ORPHAN, ORPHAN_INO, key_range
 from jfs.mkfs import make_file_system
 from jfs.store import Store, StoreOptions
 from tests.conftest import run_seed
+from tests.crash.images import Images
+from tests.crash.schedule import Schedule
 from tests.devices import CrashDevice, MemoryDevice
 
 SIZE = 16 << 20
@@ -205,3 +207,27 @@ async def test_a_power_cut_shows_a_state_that_was(
             notes[note[0]] = max(notes[note[0]], note[1])
         newest = min(notes["version"] + 1, len(work.versions) - 1)
         await check_cut(device.materialise(chance, at), work.versions[: newest + 1], notes["durable"], newest)
+
+
+async def test_a_file_grows_with_its_data_or_not_at_all() -> None:
+    """Also where the growth stays in a block that the file has already: no zeros, and nothing older."""
+    device = CrashDevice(SIZE)
+    await make_file_system(device, volume_uuid=UUID(int=11), epoch=1, label="crash")
+    fs = FileSystem(await Store.open(device, options=StoreOptions(linger_seconds=0.0)))
+    node = fs.make(ROOT, b"log", S_IFREG | 0o600)
+    fs.write(node.ino, 0, b"a" * 5000)
+    await fs.commit()
+    begin = len(device.history)
+    fs.write(node.ino, 5000, b"b" * 1000)
+    await fs.commit()
+    images = Images(device)
+    sizes = set()
+    for point in range(begin, len(device.history) + 1):
+        for choice in range(64):
+            schedule = Schedule("growing", point, choice)
+            crashed = images.image(schedule, schedule.chance())
+            found = FileSystem(await Store.open(crashed, read_only=True), read_only=True)
+            content = bytes(found.read(node.ino, 0, 10_000))
+            assert content in (b"a" * 5000, b"a" * 5000 + b"b" * 1000), str(schedule)
+            sizes.add(len(content))
+    assert sizes == {5000, 6000}
