@@ -129,14 +129,17 @@ def checkpoint_housekeeping(volume: Volume, may_coarsen: bool) -> Housekeeping:
     """What the batch of a checkpoint says so that the log before it becomes free as far as possible."""
     log, coverage = volume.writer(), volume.coverage
     housekeeping = ripe_names(volume, list(coverage.files))
-    limit_bytes = log.owned_bytes() // 8
+    limit_bytes, size_bytes = log.owned_bytes() // 8, coverage.size_bytes()
+    is_short = not log.has_room(0)
+    if is_short and size_bytes >= log.room_bytes() // 2:
+        # On a full volume, where the log cannot grow. Waiting would only leave less room to say it in.
+        limit_bytes = min(limit_bytes, log.room_bytes() // 4)
     if may_coarsen and coverage.is_too_large(limit_bytes):
         coarsen(volume, housekeeping, limit_bytes)
         names_to_renew(volume, housekeeping)
         return housekeeping
-    size_bytes = coverage.size_bytes()
     is_cheap = size_bytes < log.segment_blocks * BLOCK_BYTES // 4
-    is_needed = len(log.segments) > log.segment_limit // 2 or not log.has_room(0)
+    is_needed = len(log.segments) > log.segment_limit // 2 or is_short
     if is_cheap or (is_needed and size_bytes < log.room_bytes() // 2):
         names_to_renew(volume, housekeeping)
     return housekeeping

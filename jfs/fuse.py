@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from stat import S_IFMT, S_IFREG, S_ISGID, S_ISUID
@@ -52,8 +53,7 @@ MIN_TASKS = 4  # readers of the kernel's queue that stay; more come and go
 UNMOUNT_SECONDS = 10.0
 _PRIVILEGES = S_ISUID | S_ISGID
 # A file handle is the inode number and three bits: writes through it clear setuid and setgid; reads through
-# it are accesses; it is open for writing. Reads of a handle that is open for writing only are the kernel's
-# own, for parts of pages.
+# it are accesses (not if it is for writing only: the kernel fills up a page); it is open for writing.
 HANDLE_SHIFT = 3
 _CLEARS = 1
 _ACCESSES = 2
@@ -103,13 +103,15 @@ def changes(
     @wraps(handler)
     async def run(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            await self.make_way()
             try:
                 result = handler(self, *args, **kwargs)
             except NoSpace:
                 # Refused before anything was changed.
                 await self.fs.make_room()
                 result = handler(self, *args, **kwargs)
-            await self.throttle()
+            with suppress(NoSpace):  # it is done; fsync says if it cannot be made durable
+                await self.throttle()
         except Exception as error:
             raise kernel_error(error) from None
         return result
@@ -133,10 +135,8 @@ def waits(
 
 
 def entry_attributes(node: Node, *, is_written: bool = False) -> EntryAttributes:
-    """An inode as the kernel wants it. `is_written`: a program has it open for writing.
-
-    Such a file may have data in the page cache that nobody has told us of. One that shows no blocks is taken
-    for one hole by tar and others, so it shows one until we know better.
+    """An inode as the kernel wants it. `is_written`: open for writing, so the page cache may hold data that
+    we do not know of. tar and others take a file without blocks for one hole: it shows one meanwhile.
     """
     entry = EntryAttributes()
     entry.st_ino = node.ino
@@ -194,13 +194,14 @@ class Operations(pyfuse3.Operations):
     def __init__(self, file_system: FileSystem) -> None:
         super().__init__()
         self.fs = file_system
-        self.throttle = trio.lowlevel.checkpoint if file_system.read_only else file_system.throttle
+        can_change = not file_system.read_only
+        self.throttle = file_system.throttle if can_change else trio.lowlevel.checkpoint
+        self.make_way = file_system.make_way if can_change else trio.lowlevel.checkpoint
         self._missing = EntryAttributes()  # inode 0: "no such name", which the kernel may remember
         self._missing.st_ino = 0
         self._missing.entry_timeout = CACHE_SECONDS
         self._writers: dict[int, _Writers] = {}
-        # Lets the kernel ask for the attributes of an inode again; set once there is a kernel to tell.
-        self.stale: Callable[[int], None] = lambda ino: None
+        self.stale: Callable[[int], None] = lambda ino: None  # lets the kernel ask for attributes again
 
     def _attributes(self, node: Node) -> EntryAttributes:
         return entry_attributes(node, is_written=node.ino in self._writers)
@@ -317,6 +318,7 @@ class Operations(pyfuse3.Operations):
     @waits
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         ino, clears = fh >> HANDLE_SHIFT, bool(fh & _CLEARS)
+        await self.make_way()
         try:
             sequence = self.fs.write(ino, off, buf, stamp=False, clear_privileges=clears)
         except NoSpace:  # as in `changes`
@@ -328,7 +330,8 @@ class Operations(pyfuse3.Operations):
     async def _accepted(self, sequence: int) -> None:
         """What the answer to a WRITE means: the device has completed it (at both sites), not just begun."""
         await self.fs.store.device.complete(sequence)
-        await self.throttle()
+        with suppress(NoSpace):
+            await self.throttle()
 
     # Not answering FLUSH (ENOSYS, as the base class does) saves a request at every close(2). The kernel has
     # written back its pages by then and reports what went wrong with them.
@@ -347,8 +350,7 @@ class Operations(pyfuse3.Operations):
         await self.fs.fsync(ino, datasync)
         writers = self._writers.get(ino)
         if writers is not None and writers.blocks != (blocks := self.fs.node(ino).blocks):
-            # The kernel asks by itself when the file is closed. It may be told here: whoever waits for this
-            # answer has the file open, so the kernel cannot be about to let the inode go and wait for us.
+            # Whoever waits for this answer has the file open: the kernel cannot wait for us to let it go.
             writers.blocks = blocks
             self.stale(ino)
 

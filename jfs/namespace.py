@@ -25,7 +25,7 @@ import trio
 
 from jfs import directory
 from jfs.attributes import Attributes
-from jfs.errors import CorruptionError, FileSystemError
+from jfs.errors import CorruptionError, FileSystemError, NoSpace
 from jfs.fileio import blocks_of
 from jfs.filemap import BLOCK_LIMIT
 from jfs.layout import (
@@ -45,6 +45,7 @@ from jfs.nodes import DEFAULT_OPTIONS, NONE, FileSystemOptions, Node, now_ns
 from jfs.store import Store
 
 NLINK_MAX = (1 << 31) - 1
+MAKE_WAY_TRIES = 4  # others change things while a checkpoint is written
 TARGET_MAX = 4095  # PATH_MAX without the final zero
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -344,6 +345,18 @@ class Namespace(Attributes):
         else:
             self._unmap(node, blocks_of(node.size_bytes))
 
+    async def make_way(self) -> None:
+        """Before a change: on a volume with hardly any room left, let what waits in memory become part of the
+        tree while there surely is room for the nodes that this takes. So removing always works.
+        """
+        for _ in range(MAKE_WAY_TRIES):
+            if not self.store.is_tight(len(self._dirty)):
+                return
+            try:
+                await self.store.checkpoint()
+            except NoSpace:
+                return  # the change itself may give the room
+
     async def throttle(self) -> None:
         """Hold a caller up while too much waits to be written or removed."""
         await self.store.throttle()
@@ -422,8 +435,8 @@ class Namespace(Attributes):
                 self._exchange(parent, name, node, new_parent, new_name, replaced)
         elif replaced is not node:
             self._check_replace(node, parent, new_parent, replaced)
-            if whiteout:
-                self._need_room()
+            if whiteout or len(new_name) > len(name):
+                self._need_room(1 if whiteout else 2)
             self._move(parent, name, node, new_parent, new_name, replaced)
             if whiteout:
                 self.make(parent_ino, name, S_IFCHR, owner)

@@ -21,6 +21,7 @@ from jfs.store import Store
 
 NO_RUN = Run(0, 0, 0)
 _CLOCK_REALTIME_COARSE = 5  # Linux; Python's time module has no name for it
+LEAST_RESERVE = 64  # blocks: for the tree to change while names are removed one by one
 _ITEM_BYTES = 32  # of the tree, for a key and its place in a node
 UNKNOWN, NONE, SOME = range(3)  # what is known about the extended attributes of an inode
 
@@ -121,14 +122,16 @@ class NodeTable:
             node.dirty = True
             self._dirty[node.ino] = node
 
-    def _need_room(self) -> None:
-        """NoSpace if new items could not be written out: data stops at the reserve, names at half of it.
+    def _need_room(self, share: int = 1) -> None:
+        """NoSpace if new items could not be written out: data stops at the reserve, names at half of it (or
+        at LEAST_RESERVE), what makes names longer at a `share` of that.
 
         What waits in memory for the next checkpoint is counted twice, for the nodes it will need.
         """
         free_map, overlay = self.store.volume.free_map, self.store.volume.overlay
+        limit = max(free_map.reserve_blocks >> 1, min(free_map.reserve_blocks, LEAST_RESERVE))
         waiting = overlay.value_bytes + _ITEM_BYTES * len(overlay) >> 11
-        if free_map.free_blocks + free_map.pinned_blocks - waiting < free_map.reserve_blocks >> 1:
+        if free_map.free_blocks + free_map.pinned_blocks - waiting < limit // share:
             raise NoSpace
 
     def _encode(self, node: Node) -> None:

@@ -35,6 +35,7 @@ WAIT = "wait"
 TICK_SECONDS = 0.5
 ROOM_TRIES = 8
 WAIT_SECONDS = 1.0
+TIGHT_NODES = 8  # what one operation may change, and the free map
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,8 @@ class Store:
 
     def delete(self, key: bytes) -> None:
         """Remove an item; harmless if there is none."""
-        volume = self.volume
-        volume.set(key, None)
-        volume.pending.items[key] = None
+        self.volume.set(key, None)
+        self.volume.pending.items[key] = None
 
     def scan(self, first: bytes, last: bytes) -> Iterator[Item]:
         """Items from `first` to `last` inclusive, ascending. May be changed meanwhile: see Volume.scan."""
@@ -183,9 +183,8 @@ class Store:
     def allocate(self, ino: int, count: int, near: int = 0) -> list[Run]:
         """Take blocks for a file, at block `near` if that is free, as (start, count). NoSpace takes none."""
         self._check_writable()
-        volume = self.volume
-        runs = volume.free_map.allocate(count, near)
-        volume.pending.allocations.setdefault(ino, []).extend(runs)
+        runs = self.volume.free_map.allocate(count, near)
+        self.volume.pending.allocations.setdefault(ino, []).extend(runs)
         return runs
 
     def free(self, ino: int, start: int, count: int) -> None:
@@ -410,6 +409,12 @@ class Store:
         for _ in range(min(surplus, len(log.spares) - FIRST_SEGMENTS)):
             self.free(LOG_INO, log.spares.pop(), log.segment_blocks)
 
+    def is_tight(self, more_items: int) -> bool:
+        """Might the tree find no room? Each item that waits, and `more_items`, may split a leaf."""
+        items = len(self.volume.overlay) + more_items
+        nodes = 2 * items + self.volume.tree.height + TIGHT_NODES
+        return items > 0 and nodes * NODE_BLOCKS > self.volume.free_map.free_blocks
+
     async def throttle(self) -> None:
         """Hold a caller up while there are too many uncommitted changes or too much waits in memory."""
         volume, options = self.volume, self.options
@@ -421,9 +426,7 @@ class Store:
         if len(pending.items) > options.pending_items or pending.value_bytes > self._pending_bytes:
             await self.commit()
         overlay = volume.overlay
-        if len(overlay) * 2 * NODE_BLOCKS > volume.free_map.free_blocks:
-            await self.checkpoint()  # while there surely is room for the nodes that it makes
-        elif len(overlay) > options.overlay_items or overlay.value_bytes > options.overlay_bytes:
+        if len(overlay) > options.overlay_items or overlay.value_bytes > options.overlay_bytes:
             if len(overlay) < 2 * options.overlay_items and overlay.value_bytes < 2 * options.overlay_bytes:
                 self._wake.set()
             else:
@@ -483,10 +486,8 @@ class Store:
             await self._checkpoint(clean=True)
 
     def log_status(self) -> LogStatus:
-        log = self.volume.log
-        if log is None:
-            return LogStatus(len(self._coverage.files), 0, 0)
-        return LogStatus(len(self._coverage.files), log.used_bytes(), log.capacity_bytes())
+        log, files = self.volume.log, len(self._coverage.files)
+        return LogStatus(files, log.used_bytes() if log else 0, log.capacity_bytes() if log else 0)
 
     def statistics(self) -> Statistics:
         free_map = self.volume.free_map
