@@ -165,8 +165,7 @@ def entry_attributes(node: Node, *, is_written: bool = False) -> EntryAttributes
 
 def file_info(node: Node, flags: int, uid: int) -> FileInfo:
     """How the kernel shall treat an open file."""
-    access = flags & os.O_ACCMODE
-    handle = node.ino << HANDLE_SHIFT
+    access, handle = flags & os.O_ACCMODE, node.ino << HANDLE_SHIFT
     if uid != 0 and node.mode & _PRIVILEGES and access != os.O_RDONLY:
         handle |= _CLEARS
     if access != os.O_WRONLY and not flags & os.O_NOATIME:
