@@ -27,11 +27,13 @@ class Attributes(FileIO):
         mtime_ns: int | None = None,
         ctime_ns: int | None = None,
         clear_privileges: bool = False,
+        drop_privileges: bool = False,
     ) -> Node:
         """Change what is given; the time of change becomes `ctime_ns` or now. Times are ns since 1970.
 
         `clear_privileges`: whoever cuts the file has no right to keep setuid and setgid. A new owner always
-        clears them. FileSystemError as truncate; a size that is the size already is no change.
+        clears them, and so does `drop_privileges`. FileSystemError as truncate; a size that it has already
+        is no change.
         """
         node = self.node(ino)
         now = now_ns() if ctime_ns is None else ctime_ns
@@ -46,8 +48,8 @@ class Attributes(FileIO):
         if uid is not None or gid is not None:
             node.uid = node.uid if uid is None else uid
             node.gid = node.gid if gid is None else gid
-            if S_IFMT(node.mode) != S_IFDIR:
-                node.mode = privileges_cleared(node.mode)
+        if (uid is not None or gid is not None or drop_privileges) and S_IFMT(node.mode) != S_IFDIR:
+            node.mode = privileges_cleared(node.mode)
         if mode is not None:
             node.mode = S_IFMT(node.mode) | (mode & _PERMISSIONS)
             if self._has_xattrs(node):

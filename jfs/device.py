@@ -55,6 +55,13 @@ class BlockDevice(Protocol):
         """Wait until everything issued before the call is on stable storage."""
         ...
 
+    async def barrier(self) -> None:
+        """From the return on, what is issued reaches stable storage after everything issued before the call.
+
+        That may wait for nothing: a device that keeps the order by itself needs no flush for it.
+        """
+        ...
+
     def waiting(self, offset: int, length: int) -> bool:
         """Does a write that touches these bytes still wait for the far site?"""
         ...
@@ -180,6 +187,9 @@ class FileDevice:
             await trio.to_thread.run_sync(os.fdatasync, self._descriptor)
         except OSError as error:
             raise self._failure("flush", error) from error
+
+    async def barrier(self) -> None:
+        await self.flush()
 
     def waiting(self, offset: int, length: int) -> bool:
         return False

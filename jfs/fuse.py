@@ -5,8 +5,9 @@ likes and keeps written pages until it writes them back (writeback cache). Of re
 size and times of change itself and sends them along; a WRITE must therefore not stamp times.
 
 What the kernel leaves to us: keeping ACLs and modes in step, inheriting default ACLs, and access times.
-Setuid and setgid it clears itself before a write; should a newer libfuse promise that on our behalf, the
-write-back does it: a file handle remembers that somebody other than root opened such a file for writing.
+Setuid and setgid are ours to clear as well (`fuse_init` promises it): with a cut, with a new owner, at a
+SETATTR that sets nothing, by which the kernel says that they must go (before a write, or at a chown of
+nothing), and at a write through a handle by which somebody other than root opened such a file.
 """
 
 import errno
@@ -14,7 +15,6 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial, wraps
 from stat import S_IFMT, S_IFREG, S_ISGID, S_ISUID
 from subprocess import DEVNULL
@@ -34,7 +34,9 @@ from pyfuse3 import (
 
 from jfs import acl, xattrs
 from jfs.errors import CorruptionError, DeviceError, FileSystemError, NoSpace
+from jfs.fileio import privileges_cleared
 from jfs.filesystem import FileSystem, Node, Owner
+from jfs.fuse_init import InitExchange, kernel_descriptors
 from jfs.mountpoint import (
     FUSERMOUNT,
     MountOptions,
@@ -43,6 +45,7 @@ from jfs.mountpoint import (
     check_mountpoint,
     wait_for_answer,
 )
+from jfs.open_files import ACCESSES, CLEARS, DIRECT, HANDLE_SHIFT, Writers, make_handle
 
 log = logging.getLogger("jfs")
 
@@ -52,12 +55,7 @@ SECTORS = 8  # of 512 bytes, in a block: what st_blocks counts
 MIN_TASKS = 4  # readers of the kernel's queue that stay; more come and go
 UNMOUNT_SECONDS = 10.0
 _PRIVILEGES = S_ISUID | S_ISGID
-# A file handle is the inode number and three bits: writes through it clear setuid and setgid; reads through
-# it are accesses (not if it is for writing only: the kernel fills up a page); it is open for writing.
-HANDLE_SHIFT = 3
-_CLEARS = 1
-_ACCESSES = 2
-_WRITES = 4
+WRITES_AHEAD = 8  # answered to the kernel and not yet complete: it keeps no more than this before the device
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -156,31 +154,10 @@ def entry_attributes(node: Node, *, is_written: bool = False) -> EntryAttributes
     entry.st_blocks = node.blocks * SECTORS
     if is_written and not node.blocks:
         entry.st_blocks = SECTORS
-        entry.attr_timeout = 0
     entry.st_atime_ns = node.atime_ns
     entry.st_mtime_ns = node.mtime_ns
     entry.st_ctime_ns = node.ctime_ns
     return entry
-
-
-def file_info(node: Node, flags: int, uid: int) -> FileInfo:
-    """How the kernel shall treat an open file."""
-    access, handle = flags & os.O_ACCMODE, node.ino << HANDLE_SHIFT
-    if uid != 0 and node.mode & _PRIVILEGES and access != os.O_RDONLY:
-        handle |= _CLEARS
-    if access != os.O_WRONLY and not flags & os.O_NOATIME:
-        handle |= _ACCESSES
-    if access != os.O_RDONLY:
-        handle |= _WRITES
-    return FileInfo(fh=handle, keep_cache=True)
-
-
-@dataclass
-class _Writers:
-    """Who has a file open for writing: how many handles; the blocks the kernel was last made to ask for."""
-
-    blocks: int
-    handles: int = 0
 
 
 class Operations(pyfuse3.Operations):
@@ -193,13 +170,14 @@ class Operations(pyfuse3.Operations):
     def __init__(self, file_system: FileSystem) -> None:
         super().__init__()
         self.fs = file_system
+        self.init_exchange: InitExchange | None = None
         can_change = not file_system.read_only
         self.throttle = file_system.throttle if can_change else trio.lowlevel.checkpoint
         self.make_way = file_system.make_way if can_change else trio.lowlevel.checkpoint
         self._missing = EntryAttributes()  # inode 0: "no such name", which the kernel may remember
         self._missing.st_ino = 0
         self._missing.entry_timeout = CACHE_SECONDS
-        self._writers: dict[int, _Writers] = {}
+        self._writers = Writers()
         self.stale: Callable[[int], None] = lambda ino: None  # lets the kernel ask for attributes again
 
     def _attributes(self, node: Node) -> EntryAttributes:
@@ -211,10 +189,9 @@ class Operations(pyfuse3.Operations):
         return self._attributes(node)
 
     def _opened(self, node: Node, flags: int, uid: int) -> FileInfo:
-        found = file_info(node, flags, uid)
-        if found.fh & _WRITES:
-            self._writers.setdefault(node.ino, _Writers(node.blocks)).handles += 1
-        return found
+        handle = make_handle(node.ino, flags, clears=uid != 0 and bool(node.mode & _PRIVILEGES))
+        self._writers.opened(handle, node.blocks)
+        return FileInfo(fh=handle, keep_cache=True)
 
     @answers
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
@@ -222,6 +199,10 @@ class Operations(pyfuse3.Operations):
         return self._missing if node is None else self._known(node)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        if self.init_exchange is not None:
+            self.init_exchange.finish()
+            self.init_exchange = None
+            return
         try:
             for ino, count in inode_list:
                 self.fs.forget(ino, count)
@@ -237,8 +218,13 @@ class Operations(pyfuse3.Operations):
     def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
+        sets = (fields.update_mode, fields.update_uid, fields.update_gid, fields.update_size)
+        drops = not any(sets) and not fields.update_atime and not fields.update_mtime
+        if drops and fields.update_ctime and ctx.uid not in (0, self.fs.node(inode).uid):
+            _refuse_to_drop(self.fs.node(inode))
         node = self.fs.setattr(
             inode,
+            drop_privileges=drops,
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
@@ -311,23 +297,28 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def read(self, fh: int, off: int, size: int) -> bytes:
-        access = bool(fh & _ACCESSES)  # any buffer will do as the answer
+        access = bool(fh & ACCESSES)  # any buffer will do as the answer
         return self.fs.read(fh >> HANDLE_SHIFT, off, size, access=access)  # type: ignore[return-value]
 
     @waits
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        ino, clears = fh >> HANDLE_SHIFT, bool(fh & _CLEARS)
+        ino, clears = fh >> HANDLE_SHIFT, bool(fh & CLEARS)
         await self.make_way()
         try:
             sequence = self.fs.write(ino, off, buf, stamp=False, clear_privileges=clears)
         except NoSpace:  # as in `changes`
             await self.fs.make_room()
             sequence = self.fs.write(ino, off, buf, stamp=False, clear_privileges=clears)
-        await self._accepted(sequence)
+        await self._accepted(sequence if fh & DIRECT else sequence - WRITES_AHEAD)
         return len(buf)
 
     async def _accepted(self, sequence: int) -> None:
-        """What the answer to a WRITE means: the device has completed it (at both sites), not just begun."""
+        """What the answer to a WRITE means: the device has completed everything up to `sequence`.
+
+        A write of the application itself (O_DIRECT) is complete, at both sites, when it is answered. Pages
+        that the kernel writes back were acknowledged long before and promised nothing: their fsync waits for
+        them, and until then only so many may be under way.
+        """
         await self.fs.store.device.complete(sequence)
         with suppress(NoSpace):
             await self.throttle()
@@ -337,20 +328,15 @@ class Operations(pyfuse3.Operations):
 
     async def release(self, fh: int) -> None:
         """The kernel holds the inode as long as it is open; here only those who write are counted."""
-        ino = fh >> HANDLE_SHIFT
-        if fh & _WRITES:
-            self._writers[ino].handles -= 1
-            if not self._writers[ino].handles:
-                del self._writers[ino]
+        self._writers.released(fh)
 
     @waits
     async def fsync(self, fh: int, datasync: bool) -> None:
         ino = fh >> HANDLE_SHIFT
         await self.fs.fsync(ino, datasync)
-        writers = self._writers.get(ino)
-        if writers is not None and writers.blocks != (blocks := self.fs.node(ino).blocks):
+        blocks = self.fs.node(ino).blocks if ino in self._writers else 0
+        if self._writers.is_stale(ino, blocks):
             # Whoever waits for this answer has the file open: the kernel cannot wait for us to let it go.
-            writers.blocks = blocks
             self.stale(ino)
 
     @answers
@@ -408,6 +394,12 @@ class Operations(pyfuse3.Operations):
         self.fs.removexattr(inode, name)
 
 
+def _refuse_to_drop(node: Node) -> None:
+    """A chown of nothing by somebody else than the owner: it may not take setuid or setgid away. EPERM."""
+    if S_IFMT(node.mode) == S_IFREG and privileges_cleared(node.mode) != node.mode:
+        raise FileSystemError(errno.EPERM)
+
+
 def _in_group(ctx: RequestContext, node: Node) -> bool:
     """Is the caller of the file's group? Only asked where setgid hangs on it."""
     if not node.mode & S_ISGID or ctx.gid == node.gid:
@@ -434,18 +426,23 @@ async def serve(
     try:
         check_fuse()
         place = check_mountpoint(mountpoint)
+        operations = Operations(file_system)
+        before = kernel_descriptors()
         try:
-            operations = Operations(file_system)
             pyfuse3.init(operations, place, options.words())
             operations.stale = partial(pyfuse3.invalidate_inode, attr_only=True)
         except RuntimeError as error:
             raise MountRefused(f"mounting on {mountpoint} failed: {error}; libfuse says why above") from None
+        (descriptor,) = kernel_descriptors() - before
+        exchange = operations.init_exchange = InitExchange.begin(descriptor)
         detached = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
                 if not file_system.read_only:
                     nursery.start_soon(_background, file_system)
                     nursery.start_soon(_settle_orphans, file_system)
+                if exchange is not None:
+                    nursery.start_soon(exchange.run)
                 nursery.start_soon(_begin, place, ready)
                 nursery.start_soon(_unmount_when, stop, place, detached)
                 await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=options.max_tasks)

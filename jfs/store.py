@@ -272,11 +272,11 @@ class Store:
             self._wake.set()
 
     async def _issue_pending(self) -> None:
-        """Take everything pending as one batch and issue it, its data durable before."""
+        """Take everything pending as one batch and issue it behind its data."""
         async with self._issue_lock:
             changes = self._capture()
             try:
-                await self._flush_new_data(changes)
+                await self._order_new_data(changes)
                 issue_changes(self.volume, changes, self._names_to_retire())
             except BaseException:
                 self._give_back(changes)
@@ -301,9 +301,10 @@ class Store:
         for runs in changes.frees.values():
             self._issued_frees += runs
 
-    async def _flush_new_data(self, changes: Changes) -> None:
+    async def _order_new_data(self, changes: Changes) -> None:
+        """A batch must not be durable before the new blocks that it makes reachable."""
         if changes.new_sequence > self._flushed_sequence:
-            await self._flush()
+            await self.device.barrier()
 
     async def _flush(self) -> None:
         """Flush the device; then what was freed by batches issued before may be used again."""
@@ -379,7 +380,7 @@ class Store:
                 return None
             checkpoint = Checkpoint(volume)
             try:
-                await self._flush_new_data(changes)
+                await self._order_new_data(changes)
                 issue_changes(
                     volume, changes, checkpoint_housekeeping(volume, self.options.on_log_full == COARSEN)
                 )

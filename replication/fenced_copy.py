@@ -1,6 +1,6 @@
 """The copies a virtual area can stand on: to the sync site, or none; both refuse writes once superseded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -49,8 +49,8 @@ class Alone:
         """Writes complete without another site."""
         return True
 
-    def send(self, entry: Entry) -> None:
-        """Nowhere to send it to."""
+    def send(self, entries: Sequence[Entry], *, flush: bool = False) -> None:
+        """Nowhere to send them to."""
 
     def request_flush(self, sequence: int) -> None:
         """Nobody to ask."""

@@ -74,6 +74,7 @@ class FrameType(IntEnum):
     FLUSH = 19
     COPY = 20
     FAR_POSITION = 21
+    BARRIER = 22
     RECEIVED = 32
     FLUSHED = 33
     MARKER_DIGESTS = 34

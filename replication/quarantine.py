@@ -18,7 +18,7 @@ import msgspec
 
 from replication.control import FileReport, Range
 from replication.ranges import normalise, total_bytes
-from vsap.entry import DISCARD, HEADER_BYTES, MARKER, Entry
+from vsap.entry import DISCARD, HEADER_BYTES, WRITE, Entry
 
 ENTRIES_FILE: Final = "entries"
 LISTING_FILE: Final = "listing.json"
@@ -83,9 +83,9 @@ class QuarantineWriter:
         return self._ranges
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Keep these writes, in order; markers say nothing and are left out."""
+        """Keep these writes, in order; markers and barriers say nothing and are left out."""
         for entry in entries:
-            if entry.kind == MARKER:
+            if entry.kind not in (WRITE, DISCARD):
                 continue
             self._file.write(entry.pack_header())
             self._file.write(entry.payload)

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from replication.bodies import Marker, SetKind
 from replication.ranges import Covered
-from vsap.entry import DISCARD, MARKER, Entry, decode_marker
+from vsap.entry import DISCARD, MARKER, WRITE, Entry, decode_marker
 
 SHORT_ENTRIES: Final = 32
 """Up to so many entries travel as they are: looking for overwrites would cost more than it saves."""
@@ -49,12 +49,12 @@ def as_piece(entry: Entry) -> Piece:
 def coalesce(entries: Sequence[Entry]) -> list[Piece]:
     """What the entries leave behind, as pieces that do not overlap: the last writer of a byte wins.
 
-    Markers have no effect on the area and are left out.
+    Markers and barriers have no effect on the area and are left out.
     """
     covered = Covered()
     pieces: list[Piece] = []
     for entry in reversed(entries):
-        if entry.kind == MARKER:
+        if entry.kind not in (WRITE, DISCARD):
             continue
         for offset, length in covered.add(entry.offset, entry.length):
             if length == entry.length:
@@ -89,7 +89,7 @@ def _plan(entries: Sequence[Entry]) -> SetPlan:
         ranges, leaf_bytes = decode_marker(last.payload)
         marker = Marker(last.timestamp_ns, leaf_bytes, tuple(ranges))
     short = len(entries) <= SHORT_ENTRIES
-    writes = [entry for entry in entries if entry.kind != MARKER]
+    writes = [entry for entry in entries if entry.kind in (WRITE, DISCARD)]
     return SetPlan(
         kind=SetKind.ENTRIES if short else SetKind.COALESCED,
         last=last.sequence,

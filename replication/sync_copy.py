@@ -123,13 +123,21 @@ class SyncCopy(SyncLedger):
         """Bytes that the copy under way still has to compare or copy; 0 without one."""
         return self._resync.remaining_bytes if self._resync is not None else 0
 
-    def send(self, entry: Entry) -> None:
-        """Take the next entry; it is in the queue. Never waits, never raises."""
-        if entry.sequence <= self._newest:
-            return  # repeated after a restart: resuming reads it from the queue if the secondary lacks it
-        self._newest = entry.sequence
-        if self._stream is not None:
-            self._stream.offer(entry)
+    def send(self, entries: Sequence[Entry], *, flush: bool = False) -> None:
+        """Take the next entries; they are in the queue. Never waits, never raises."""
+        if entries[0].sequence <= self._newest:
+            # Repeated after a restart: resuming reads them from the queue if the secondary lacks them.
+            entries = [entry for entry in entries if entry.sequence > self._newest]
+        if entries:
+            self._newest = entries[-1].sequence
+            stream = self._stream
+            if stream is not None:
+                flush_now = flush and self._in_step
+                stream.offer(entries, flush=flush_now)
+                if flush_now:
+                    self._flush_wanted = self._flush_sent = self._newest
+        if flush:
+            self.request_flush(self._newest)
 
     def request_flush(self, sequence: int) -> None:
         """Ask the secondary to make everything up to `sequence` durable; never waits."""

@@ -28,7 +28,7 @@ from replication.channel import Channel
 from replication.errors import LocalProtocolError, PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.frames import Buffer, FrameType, encode
 from replication.resync import COPY_CHUNK_BYTES, HASH_LEAF_BYTES, Resync
-from vsap.entry import DISCARD, WRITE, Entry, decode_marker
+from vsap.entry import BARRIER, DISCARD, WRITE, Entry, decode_marker
 
 __all__ = ["Readable", "Source", "SyncStream", "encode_entry"]
 
@@ -60,6 +60,8 @@ def encode_entry(volume: bytes, epoch: int, entry: Entry) -> list[Buffer]:
         if len(entry.payload) > MAX_DATA_BYTES:
             return _encode_long(volume, epoch, entry)
         return encode_write(volume, epoch, entry.sequence, entry.offset, entry.timestamp_ns, entry.payload)
+    if entry.kind == BARRIER:
+        return encode(FrameType.BARRIER, volume, epoch, entry.sequence)
     if entry.kind == DISCARD:
         return encode_discard(volume, epoch, entry.sequence, entry.offset, entry.timestamp_ns, entry.length)
     try:
@@ -123,20 +125,29 @@ class SyncStream:
         """Something changed that `pump` must look at."""
         self._wake.set()
 
-    def offer(self, entry: Entry) -> None:
-        """Send the next entry now if the stream is at it and the peer keeps up; never waits, never raises."""
-        if self.live and entry.sequence == self.sent + 1 and self.channel.room > 0:
+    def offer(self, entries: Sequence[Entry], *, flush: bool = False) -> None:
+        """Send the next entries now if the stream is at them and the peer keeps up, with `flush` a FLUSH
+        behind them in the same message; never waits, never raises.
+        """
+        last = entries[-1].sequence
+        if self.live and entries[0].sequence == self.sent + 1 and self.channel.room > 0:
             try:
-                self.channel.send_nowait(encode_entry(self._volume, self._epoch, entry))
+                buffers = [b for entry in entries for b in encode_entry(self._volume, self._epoch, entry)]
+                if flush:
+                    buffers += encode(FrameType.FLUSH, self._volume, self._epoch, last)
+                self.channel.send_nowait(buffers)
             except (PeerUnreachable, PeerRefused, RemoteProtocolError, LocalProtocolError, DeviceError):
-                # The receiving task hears of it too; the entry is in the queue.
+                # The receiving task hears of it too; the entries are in the queue.
                 self.live = False
                 self._wake.set()
             else:
-                self.sent = entry.sequence
-        elif entry.sequence > self.sent:
+                self.sent = last
+                return
+        elif last > self.sent:
             self.live = False
             self._wake.set()
+        if flush:
+            self.flush()
 
     def flush(self, flags: int = 0) -> None:
         """Ask for a flush of everything sent; when the stream is behind, as soon as it is not."""

@@ -69,6 +69,9 @@ class MemoryDevice:
             raise DeviceError(5, "this flush was told to fail")
         self.flushes += 1
 
+    async def barrier(self) -> None:
+        await self.flush()
+
     def waiting(self, offset: int, length: int) -> bool:
         return False
 

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -10,6 +11,10 @@ from typing import Self
 from jfs.device import Buffer, check_request, punch_hole, read_fully, write_fully
 from jfs.errors import DeviceError
 
+QUICK_FLUSH_BYTES = 1 << 20
+"""A flush of more than this since the last is not begun in the event loop's thread."""
+QUICK_FLUSH_SECONDS = 0.002
+"""Nor is one on a disk whose last flush took longer than this."""
 _BUFFERS_AT_ONCE = 1000  # the host takes 1024
 
 
@@ -39,6 +44,8 @@ class FileArea:
         self.path = path
         self._fd = -1
         self._lock = -1
+        self._unflushed_bytes = 0
+        self._flush_seconds = 0.0
         try:
             self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
             self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END) // 4096 * 4096
@@ -92,6 +99,7 @@ class FileArea:
     def write(self, offset: int, data: Buffer) -> None:
         """Writes all of `data`; it is in the host's page cache on return, durable after `flush`."""
         check_request(self.size_bytes, offset, len(data))
+        self._unflushed_bytes += len(data)
         try:
             write_fully(self._fd, data, offset)
         except OSError as error:
@@ -101,6 +109,7 @@ class FileArea:
         """Writes buffers one behind the other with as few system calls as possible."""
         size = sum(map(len, buffers))
         check_request(self.size_bytes, offset, size)
+        self._unflushed_bytes += size
         for first in range(0, len(buffers), _BUFFERS_AT_ONCE):
             some = buffers[first : first + _BUFFERS_AT_ONCE]
             expected = sum(map(len, some))
@@ -121,12 +130,22 @@ class FileArea:
         except OSError as error:
             raise self._failure("discard in", error) from error
 
+    @property
+    def is_quick_to_flush(self) -> bool:
+        """Whether `flush` is short work now: a visit to a thread costs as much as a small flush of a quick
+        disk.
+        """
+        return self._unflushed_bytes <= QUICK_FLUSH_BYTES and self._flush_seconds <= QUICK_FLUSH_SECONDS
+
     def flush(self) -> None:
-        """fdatasync; blocks, so call it in a thread (`trio.to_thread.run_sync`)."""
+        """fdatasync; blocks: unless `is_quick_to_flush` in a thread (`trio.to_thread.run_sync`)."""
+        self._unflushed_bytes = 0
+        began = time.monotonic()
         try:
             os.fdatasync(self._fd)
         except OSError as error:
             raise self._failure("flush", error) from error
+        self._flush_seconds = time.monotonic() - began
 
     def close(self) -> None:
         """Closes the file and gives the lock back. Harmless when repeated."""

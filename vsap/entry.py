@@ -36,16 +36,21 @@ class Kind(IntEnum):
     """Changes nothing: names ranges that every site hashes when its area is at this sequence. Payload:
     `encode_marker`.
     """
+    BARRIER = 4
+    """Changes nothing: every site has what is before it on stable storage before it writes what is behind
+    it.
+    """
 
 
 WRITE = int(Kind.WRITE)
 DISCARD = int(Kind.DISCARD)
 MARKER = int(Kind.MARKER)
+BARRIER = int(Kind.BARRIER)
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A write, a discard or a marker. `kind` is a plain int (one of `Kind`): cheaper where every microsecond
-    counts.
+    """A write, a discard, a marker or a barrier. `kind` is a plain int (one of `Kind`): cheaper where every
+    microsecond counts.
 
     `payload` is empty in what `EntryQueue.read_index` returns; `length` and `checksum` still describe it.
     """
@@ -55,12 +60,12 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     timestamp_ns: int
     """When it was issued: nanoseconds since 1970 at the writer."""
     offset: int
-    """Byte of the area where it begins, a multiple of 4096 (0 for a marker)."""
+    """Byte of the area where it begins, a multiple of 4096 (0 for a marker or a barrier)."""
     length: int
-    """Bytes of the area it touches; for a marker the size of its payload."""
+    """Bytes of the area it touches; for a marker the size of its payload, 0 for a barrier."""
     kind: int
     checksum: int
-    """`checksum_of(payload)`, also of the empty payload of a discard."""
+    """`checksum_of(payload)`, also of an empty payload."""
     payload: bytes = b""
 
     @property
@@ -93,7 +98,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         if len(header) != HEADER_BYTES:
             raise ValueError(f"an entry header has {HEADER_BYTES} bytes, not {len(header)}")
         sequence, timestamp_ns, offset, length, kind, checksum = HEADER.unpack(header)
-        if kind not in (WRITE, DISCARD, MARKER):
+        if kind not in (WRITE, DISCARD, MARKER, BARRIER):
             raise ValueError(f"entry {sequence} has the unknown kind {kind}")
         return cls(sequence, timestamp_ns, offset, length, kind, checksum, payload)
 
@@ -109,6 +114,11 @@ _CHECKSUM_OF_NOTHING = checksum_of(b"")
 def discard_entry(sequence: int, timestamp_ns: int, offset: int, length: int) -> Entry:
     """The entry of a discard of at most `LONGEST` bytes."""
     return Entry(sequence, timestamp_ns, offset, length, DISCARD, _CHECKSUM_OF_NOTHING)
+
+
+def barrier_entry(sequence: int, timestamp_ns: int) -> Entry:
+    """The entry of a barrier."""
+    return Entry(sequence, timestamp_ns, 0, 0, BARRIER, _CHECKSUM_OF_NOTHING)
 
 
 def marker_entry(

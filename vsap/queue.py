@@ -60,21 +60,22 @@ class EntryQueue(QueueFiles):
         """`state().trusted`."""
         return self.state().trusted
 
-    def set_eligible(self, sequence: int) -> None:
-        """Records that entries up to `sequence` may be shipped; never moves back."""
+    def set_progress(self, eligible_sequence: int, common_flush_sequence: int) -> None:
+        """Records up to where entries may be shipped, and a flush common to A and C; neither moves back."""
 
         def change(state: State) -> None:
-            state.eligible_sequence = max(state.eligible_sequence, sequence)
+            state.eligible_sequence = max(state.eligible_sequence, eligible_sequence)
+            state.common_flush_sequence = max(state.common_flush_sequence, common_flush_sequence)
 
         self._change("write to", change)
+
+    def set_eligible(self, sequence: int) -> None:
+        """Records that entries up to `sequence` may be shipped; never moves back."""
+        self.set_progress(sequence, 0)
 
     def set_common_flush(self, sequence: int) -> None:
         """Records a flush common to A and C; never moves back."""
-
-        def change(state: State) -> None:
-            state.common_flush_sequence = max(state.common_flush_sequence, sequence)
-
-        self._change("write to", change)
+        self.set_progress(0, sequence)
 
     def set_far_durable(self, epoch: int, sequence: int) -> None:
         """Records what the far site holds durably; a lower epoch, or a lower sequence of the same, is

@@ -2,7 +2,7 @@
 it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from jfs.errors import DeviceError
@@ -38,9 +38,9 @@ class RemoteCopy(Protocol):
         """
         ...
 
-    def send(self, entry: Entry) -> None:
-        """Takes an entry, in order of sequence; never waits, never raises. Kept for resending until it is
-        received.
+    def send(self, entries: Sequence[Entry], *, flush: bool = False) -> None:
+        """Takes entries, in order of sequence; never waits, never raises. Kept for resending until they are
+        received. `flush` is `request_flush` of the last of them, in the same message.
 
         An entry the remote site may already have (after `VirtualArea.recover`) is handed over again and is
         applied again or left out, as the copy knows better.

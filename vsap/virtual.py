@@ -15,10 +15,12 @@ from jfs.errors import DeviceError
 from vsap.area import FileArea
 from vsap.digest import digest_ranges
 from vsap.entry import (
+    BARRIER,
     DISCARD,
     LONGEST,
     WRITE,
     Entry,
+    barrier_entry,
     checksum_of,
     discard_entry,
     marker_entry,
@@ -26,9 +28,12 @@ from vsap.entry import (
 from vsap.positions import WritePositions
 from vsap.queue import EntryQueue
 from vsap.remote import RemoteCopy
+from vsap.shared_flush import SharedFlush
 
 PUSH_BYTES = 1 << 20
-"""More than this is pushed at once, not at the end of the tick."""
+"""More than this is pushed at once."""
+PUSH_SECONDS = 0.001
+"""What nobody waits for is pushed after this time: a flush that comes meanwhile takes it along."""
 RECORD_SECONDS = 0.005
 """Pause between two records of what is eligible: one that comes meanwhile may be taken along by an append."""
 MOST_LEAVES = 1 << 16
@@ -50,19 +55,8 @@ class Recovery(NamedTuple):
     entries: int
 
 
-class _Flush:
-    """A flush under way: what it covers, and how it ended."""
-
-    __slots__ = ("done", "error", "target")
-
-    def __init__(self, target: int) -> None:
-        self.target = target
-        self.error: DeviceError | None = None
-        self.done = trio.Event()
-
-
 def apply_entries(area: FileArea, entries: Sequence[Entry]) -> None:
-    """Makes the writes and discards of `entries` in order, neighbours together. Markers change nothing."""
+    """Makes the writes and discards of `entries` in order, neighbours together, and flushes at barriers."""
     number, count = 0, len(entries)
     while number < count:
         entry = entries[number]
@@ -80,6 +74,13 @@ def apply_entries(area: FileArea, entries: Sequence[Entry]) -> None:
                 area.write_many(entry.offset, buffers)
         elif entry.kind == DISCARD:
             area.discard(entry.offset, entry.length)
+        elif entry.kind == BARRIER:
+            area.flush()
+
+
+def before_barrier(entries: Sequence[Entry]) -> int:
+    """How many entries stand before the first barrier; all of them if there is none."""
+    return next((place for place, entry in enumerate(entries) if entry.kind == BARRIER), len(entries))
 
 
 class VirtualArea:
@@ -122,7 +123,7 @@ class VirtualArea:
         self._area_flushed = self._common = state.common_flush_sequence
         self._far = (state.far_epoch, state.far_durable_sequence)
         self._far_site = state.far_site
-        self._flush: _Flush | None = None
+        self._shared = SharedFlush(self._flush_once)
         self._wake = trio.Event()
         self._progress = trio.Event()
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
@@ -142,7 +143,7 @@ class VirtualArea:
         """Pushes what is left and stops the task; does not flush. DeviceError: it could not be pushed."""
         try:
             self._push()
-            self._record()
+            self.record_progress()
         finally:
             if self._nursery is not None and self._manager is not None:
                 self._nursery.cancel_scope.cancel()
@@ -150,13 +151,14 @@ class VirtualArea:
                 await self._manager.__aexit__(None, None, None)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Pushes what was collected, at the end of every tick; until cancelled."""
+        """Pushes what was collected, a moment after it was issued; until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._record_progress)
+            nursery.start_soon(self._record_forever)
             task_status.started()
             while True:
                 await self._wake.wait()
                 self._wake = trio.Event()
+                await trio.sleep(PUSH_SECONDS)
                 try:
                     self._push()
                 except DeviceError:
@@ -164,12 +166,12 @@ class VirtualArea:
                     await trio.sleep(RETRY_SECONDS)
                     self._wake.set()
 
-    async def _record_progress(self) -> None:
+    async def _record_forever(self) -> None:
         while True:
             await self._progress.wait()
             self._progress = trio.Event()
             try:
-                self._record()
+                self.record_progress()
             except DeviceError:
                 # The positions recorded last stay; they only ever promise less.
                 self._progress.set()
@@ -261,9 +263,9 @@ class VirtualArea:
 
     # --- the push (P2)
 
-    def _push(self) -> None:
-        """Queue commit, then area, then frames to C, for everything issued. DeviceError: some of it is kept
-        back.
+    def _push(self, *, flush: bool = False) -> None:
+        """Queue commit, then area, then frames to C, for everything issued; with `flush` C is asked in the
+        same breath to make them durable. DeviceError: some of it is kept back.
         """
         if not self._pending and not self._unwritten:
             return
@@ -274,16 +276,23 @@ class VirtualArea:
                 self._unwritten = self._unwritten + self._pending if self._unwritten else self._pending
                 self._pending = []
                 self._pending_bytes = 0
-            self._note_positions(self._unwritten)
-            apply_entries(self._area, self._unwritten)
+            entries = self._unwritten
+            self._note_positions(entries)
+            first = before_barrier(entries)
+            apply_entries(self._area, entries[:first])
+            if first < len(entries):
+                # C does the same work while A waits for its disk; the queue names what A has not written yet.
+                self._send(entries, flush=flush)
+                apply_entries(self._area, entries[first:])
         except DeviceError as error:
             self._failure = error
             raise
         self._failure = None
-        entries, self._unwritten = self._unwritten, []
+        self._unwritten = []
         self._low, self._high = _NOWHERE
         self._pushed = entries[-1].sequence
-        self._send(entries)
+        if first == len(entries):
+            self._send(entries, flush=flush)
         if self._remote is None or self._remote.unprotected:
             self._on_progress()
 
@@ -295,11 +304,9 @@ class VirtualArea:
                     positions.append(entry.sequence, entry.offset, entry.length)
             positions.write_out()
 
-    def _send(self, entries: Sequence[Entry]) -> None:
+    def _send(self, entries: Sequence[Entry], *, flush: bool = False) -> None:
         if self._remote is not None:
-            send = self._remote.send
-            for entry in entries:
-                send(entry)
+            self._remote.send(entries, flush=flush)
 
     # --- progress
 
@@ -322,18 +329,17 @@ class VirtualArea:
             return self._area_flushed
         return min(self._area_flushed, remote.durable_sequence)
 
-    def _record(self) -> None:
+    def record_progress(self) -> None:
         """Writes the positions of this process into the queue, where the daemon finds them, and tells it."""
-        if self._eligible > self._recorded_eligible:
-            self._queue.set_eligible(self._eligible)
-            self._recorded_eligible = self._eligible
-        if self._recorded_eligible > self._told_eligible:
-            self._told_eligible = self._recorded_eligible
+        eligible, common = self._eligible, self._common_flush()
+        if eligible > self._recorded_eligible or common > self._common:
+            self._queue.set_progress(eligible, common)
+            self._recorded_eligible = eligible
+        if eligible > self._told_eligible:
+            self._told_eligible = eligible
             if self._on_eligible is not None:
-                self._on_eligible(self._told_eligible)
-        common = self._common_flush()
+                self._on_eligible(eligible)
         if common > self._common:
-            self._queue.set_common_flush(common)
             self._common = common
             if not self._far_site:
                 # Nobody ships, so nobody else trims.
@@ -351,64 +357,53 @@ class VirtualArea:
         if remote is not None and remote.received_sequence < sequence and not remote.unprotected:
             await remote.wait_received(sequence)
 
+    async def barrier(self) -> None:
+        """Nothing issued after this is on stable storage, at A or at C, before everything issued before it.
+
+        Costs no round trip: each site flushes for itself when it comes to the barrier.
+        """
+        if self._issued <= self._common_flush():
+            return
+        if self._area.is_quick_to_flush:
+            self._admit(0, 0)
+            self._issue(barrier_entry(self._issued + 1, self._now()))
+        else:
+            await self.flush()
+
     async def flush(self) -> None:
         """Everything issued before is on stable storage at A and at C (or received by C). Flushes are
         shared.
         """
-        target = self._issued
-        while True:
-            flush = self._flush
-            if flush is None:
-                await self._lead_flush()
-                return
-            await flush.done.wait()
-            if flush.target >= target:
-                if flush.error is not None:
-                    raise flush.error
-                return
-
-    async def _lead_flush(self) -> None:
-        """Flushes for this caller and all who wait meanwhile for it; one is under way at a time."""
-        flush = self._flush = _Flush(self._issued)
-        cancelled = True
-        try:
-            try:
-                await self._flush_once()
-            except DeviceError as error:
-                flush.error = error
-                cancelled = False
-                raise
-            cancelled = False
-        finally:
-            if cancelled:
-                flush.target = -1  # who waits must lead one of its own
-            self._flush = None
-            flush.done.set()
+        await self._shared.flush(lambda: self._issued)
 
     async def _flush_once(self) -> None:
         kept_back: DeviceError | None = None
         try:
-            self._push()
+            self._push(flush=True)
         except DeviceError as error:
             # A full queue can only be dropped up to a common flush, so what is pushed is flushed all the
             # same.
             kept_back = error
         await self._flush_both(self._pushed)
-        self._record()
         if kept_back is not None:
-            self._push()
+            self.record_progress()
+            self._push(flush=True)
             await self._flush_both(self._pushed)
-            self._record()
 
     async def _flush_both(self, target: int) -> None:
         """A and C at the same time: C works while this one waits for A. DeviceError of either."""
         remote = self._remote
         if remote is not None:
             remote.request_flush(target)
-        await trio.to_thread.run_sync(self._area.flush)
+        if self._area.is_quick_to_flush:
+            self._area.flush()
+        else:
+            await trio.to_thread.run_sync(self._area.flush)
         if remote is not None:
             await (remote.wait_durable if self._durable else remote.wait_received)(target)
         self._area_flushed = max(self._area_flushed, target)
+        # Recorded a moment later: a position that is behind the truth only promises less (P3).
+        self._on_progress()
 
     # --- positions, search, marker
 

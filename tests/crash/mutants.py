@@ -37,7 +37,7 @@ def no_flush_of_new_data(patch: Patch) -> None:
     async def nothing(store: Store, changes: Changes) -> None:
         pass
 
-    patch.setattr(Store, "_flush_new_data", nothing)
+    patch.setattr(Store, "_order_new_data", nothing)
 
 
 @mutant
@@ -60,7 +60,7 @@ def no_flush_after_the_batch(patch: Patch) -> None:
             pass
 
         with Patch.context() as inner:
-            await store._flush_new_data(store.volume.pending)
+            await store._order_new_data(store.volume.pending)
             inner.setattr(store, "_flush", no_flush)
             await real(store)
 
@@ -100,7 +100,7 @@ def batch_before_its_data(patch: Patch) -> None:
         async with store._issue_lock:
             changes = store._capture()
             issue_changes(store.volume, changes, Housekeeping())
-            await store._flush_new_data(changes)
+            await store._order_new_data(changes)
             store._note_frees(changes)
 
     patch.setattr(Store, "_issue_pending", issue)

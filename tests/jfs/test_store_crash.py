@@ -67,7 +67,7 @@ def follow_any(reader: LogReader, batch: Batch) -> bool:
 
 
 MUTANTS: dict[str, list[tuple[type, str, object]]] = {
-    "data flush": [(Store, "_flush_new_data", no_flush)],
+    "data flush": [(Store, "_order_new_data", no_flush)],
     "node flush": [(Store, "_flush_nodes", no_node_flush)],
     "pinned frees": [(FreeMap, "pin", free_at_once), (FreeMap, "unpin", lambda *_: None)],
     "chain": [(LogReader, "_continues", follow_any)],

@@ -67,6 +67,8 @@ class MemoryArea:
     def discard(self, offset: int, length: int) -> None:
         self.data[offset : offset + length] = bytes(length)
 
+    is_quick_to_flush = False
+
     def flush(self) -> None:
         content = bytes(self.data)
         if self.before_flush is not None:
@@ -163,7 +165,7 @@ class Writer:
         entry = marker_entry(self.queue.next_sequence, time.time_ns(), ranges, leaf_bytes)
         self.queue.append(entry)
         if self.copy is not None:
-            self.copy.send(entry)
+            self.copy.send([entry])
         return entry.sequence
 
     def _issue(self, entry: Entry) -> int:
@@ -174,7 +176,7 @@ class Writer:
         else:
             self.area.discard(entry.offset, entry.length)
         if self.copy is not None:
-            self.copy.send(entry)
+            self.copy.send([entry])
         return entry.sequence
 
 

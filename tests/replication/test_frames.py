@@ -64,6 +64,7 @@ def examples() -> list[bytes]:
             bodies.encode_copy(VOLUME, 3, 9, 4096, 8192),
             bodies.encode_copy(VOLUME, 3, 9, 0, 0, flags=bodies.COPY_LAST),
             bodies.encode_far_position(VOLUME, 3, bodies.FarPosition(2, 8)),
+            encode(FrameType.BARRIER, VOLUME, 3, 9),
             bodies.encode_received(VOLUME, 3, 9, 4, in_step=True),
             encode(FrameType.FLUSHED, VOLUME, 3, 9),
             bodies.encode_marker_digests(VOLUME, 3, 9, bodies.MarkerDigests(65536, 0, 2, digests)),

@@ -50,6 +50,9 @@ class StreamDevice:
     async def flush(self) -> None:
         return None
 
+    async def barrier(self) -> None:
+        return None
+
     @property
     def issued_sequence(self) -> int:
         return len(self.stream)

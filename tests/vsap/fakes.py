@@ -1,12 +1,12 @@
 """A synchronous copy in memory that keeps the RemoteCopy protocol, and complains when its caller does not."""
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
 from jfs.errors import DeviceError
-from vsap.entry import DISCARD, WRITE, Entry
+from vsap.entry import DISCARD, MARKER, WRITE, Entry
 
 
 class MemoryRemote:
@@ -32,12 +32,15 @@ class MemoryRemote:
         self.at_sequence: dict[int, bytes] = {}
         self._changed = trio.Event()
 
-    def send(self, entry: Entry) -> None:
-        resent = entry.sequence <= self.sent_sequence
-        assert resent or entry.sequence == self.sent_sequence + 1, "entries are sent in order"
-        assert entry.intact()
-        self.sent_sequence = max(self.sent_sequence, entry.sequence)
-        self.outstanding.append(entry)
+    def send(self, entries: Sequence[Entry], *, flush: bool = False) -> None:
+        for entry in entries:
+            resent = entry.sequence <= self.sent_sequence
+            assert resent or entry.sequence == self.sent_sequence + 1, "entries are sent in order"
+            assert entry.intact()
+            self.sent_sequence = max(self.sent_sequence, entry.sequence)
+            self.outstanding.append(entry)
+        if flush:
+            self.request_flush(self.sent_sequence)
 
     def request_flush(self, sequence: int) -> None:
         assert sequence <= self.sent_sequence, "all are sent before a flush is asked for"
@@ -67,7 +70,7 @@ class MemoryRemote:
             self.content[entry.offset : entry.end] = entry.payload
         elif entry.kind == DISCARD:
             self.content[entry.offset : entry.end] = bytes(entry.length)
-        else:
+        elif entry.kind == MARKER:
             self.at_sequence[entry.sequence] = bytes(self.content)
 
     def _tell(self) -> None:

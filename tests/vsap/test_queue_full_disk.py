@@ -96,6 +96,7 @@ async def test_without_a_flush_the_writer_is_told_and_a_flush_helps(
         assert told
         assert all("no room" in sentence and str(queue.directory) in sentence for sentence in told)
         await device.flush()
+        device.record_progress()
         assert queue.state().common_flush_sequence == device.issued_sequence
     assert area.read(0, SIZE) == model == remote.content
     area.close()

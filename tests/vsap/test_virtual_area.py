@@ -8,7 +8,6 @@ from uuid import UUID
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
 
 from jfs.device import BlockDevice
 from jfs.errors import DeviceError
@@ -18,10 +17,13 @@ from vsap.digest import digest_ranges
 from vsap.positions import WritePositions
 from vsap.queue import EntryQueue
 from vsap.remote import RemoteCopy
-from vsap.virtual import VirtualArea
+from vsap.virtual import PUSH_SECONDS, RECORD_SECONDS, VirtualArea
+
+pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 VOLUME = UUID(int=11)
 SIZE = 1 << 20
+OPERATIONS = ["write", "write", "write", "discard", "read", "tick", "deliver", "flush", "barrier"]
 A, B, C = b"a" * 4096, b"b" * 4096, b"c" * 4096
 
 
@@ -48,6 +50,11 @@ def site(tmp_path: Path) -> Iterator[Site]:
     site = Site(tmp_path)
     yield site
     site.close()
+
+
+async def settle() -> None:
+    """Long enough, on the tests' clock, for what was issued to be pushed and positions to be recorded."""
+    await trio.sleep(2 * (PUSH_SECONDS + RECORD_SECONDS))
 
 
 def test_it_is_a_block_device_and_the_fake_a_remote_copy(site: Site) -> None:
@@ -77,18 +84,18 @@ async def test_the_caller_may_reuse_its_buffer(site: Site) -> None:
         assert device.read(0, 8192) == A + A
 
 
-async def test_what_was_issued_is_pushed_at_the_end_of_the_tick(site: Site) -> None:
+async def test_what_was_issued_is_pushed_a_moment_later(site: Site) -> None:
     async with site.virtual() as device:
         device.write(0, A)
         device.write(4096, B)
         assert site.queue.next_sequence == 1
-        await wait_all_tasks_blocked()
+        await settle()
         assert [entry.payload for entry in site.queue.read(1)] == [A, B]
         assert site.area.read(0, 8192) == A + B
         assert [entry.sequence for entry in site.remote.outstanding] == [1, 2]
 
 
-async def test_much_at_once_does_not_wait_for_the_tick(site: Site) -> None:
+async def test_much_at_once_is_pushed_at_once(site: Site) -> None:
     async with site.virtual() as device:
         device.write(0, bytes(SIZE))
         assert site.queue.next_sequence == 2
@@ -115,10 +122,10 @@ async def test_complete_waits_for_the_answer(site: Site) -> None:
             done = True
 
         nursery.start_soon(complete)
-        await wait_all_tasks_blocked()
+        await settle()
         assert not done
         site.remote.deliver()
-        await wait_all_tasks_blocked()
+        await settle()
         assert done
 
 
@@ -130,6 +137,7 @@ async def test_complete_and_flush_say_why_the_sync_site_does_not_answer(site: Si
             await device.complete(sequence)
         with pytest.raises(DeviceError, match="the sync site is gone"):
             await device.flush()
+        await settle()
         assert site.queue.state().common_flush_sequence == 0
 
 
@@ -142,7 +150,7 @@ async def test_a_refused_write_changes_nothing(site: Site) -> None:
             device.discard(0, 4096)
         with pytest.raises(DeviceError, match="does not answer"):
             await device.marker([(0, 4096)], 4096)
-        await wait_all_tasks_blocked()
+        await settle()
         assert device.issued_sequence == 0
         assert site.queue.read(0) == []
         assert site.area.read(0, 4096) == bytes(4096)
@@ -166,6 +174,7 @@ async def test_flush_makes_both_sites_durable_and_records_it(site: Site) -> None
     async with site.virtual() as device:
         device.write(0, A)
         await device.flush()
+        await settle()
         assert site.remote.durable_content[:4096] == A
         assert site.queue.state().common_flush_sequence == device.common_flush_sequence == 1
 
@@ -179,7 +188,7 @@ async def test_received_is_enough_when_configured_but_not_for_the_common_flush(s
     async with site.virtual(complete="received") as device, trio.open_nursery() as nursery:
         device.write(0, A)
         nursery.start_soon(device.flush)
-        await wait_all_tasks_blocked()
+        await settle()
         requests, remote.flush_requests = remote.flush_requests, []
         remote.deliver()
         await trio.sleep(0.02)
@@ -216,7 +225,7 @@ async def test_a_flush_covers_what_was_issued_before_the_call_only_by_a_later_fl
     async with site.virtual() as device, trio.open_nursery() as nursery:
         device.write(0, A)
         nursery.start_soon(device.flush)
-        await wait_all_tasks_blocked()
+        await settle()
         device.write(4096, B)
         late = False
 
@@ -227,7 +236,7 @@ async def test_a_flush_covers_what_was_issued_before_the_call_only_by_a_later_fl
             assert site.remote.durable_content[4096:8192] == B
 
         nursery.start_soon(flush_late)
-        await wait_all_tasks_blocked()
+        await settle()
         site.remote.deliver(1)
         await trio.sleep(0.05)
         assert not late
@@ -254,11 +263,11 @@ async def test_a_cancelled_flush_does_not_take_its_followers_along(site: Site) -
             ended = True
 
         nursery.start_soon(lead)
-        await wait_all_tasks_blocked()
+        await settle()
         nursery.start_soon(follow)
-        await wait_all_tasks_blocked()
+        await settle()
         leader.cancel()
-        await wait_all_tasks_blocked()
+        await settle()
         await trio.sleep(0.05)
         assert not ended
         site.remote.deliver()
@@ -277,15 +286,15 @@ async def test_entries_are_eligible_when_the_sync_site_has_them(site: Site) -> N
     async with VirtualArea(site.area, site.queue, site.remote, on_eligible=tell) as device:
         device.write(0, A)
         device.write(4096, B)
-        await wait_all_tasks_blocked()
+        await settle()
         assert site.told == []
         site.remote.deliver(1)
         assert device.eligible_sequence == 1
-        await wait_all_tasks_blocked()
+        await settle()
         assert (site.told, found) == ([1], [1])
         site.remote.deliver()
         device.write(0, C)
-        await wait_all_tasks_blocked()
+        await settle()
         assert site.queue.state().eligible_sequence == 2, "the append has taken it along"
 
 
@@ -293,9 +302,10 @@ async def test_without_a_sync_site_entries_are_eligible_at_once(site: Site) -> N
     device = VirtualArea(site.area, site.queue, None, on_eligible=site.told.append)
     async with device:
         await device.complete(device.write(0, A))
-        await wait_all_tasks_blocked()
+        await settle()
         assert site.told == [1]
         await device.flush()
+        await settle()
         assert site.queue.state().common_flush_sequence == 1
         assert site.queue.state().eligible_sequence == 1
 
@@ -307,6 +317,7 @@ async def test_an_unprotected_pair_is_not_waited_for(site: Site) -> None:
     async with site.virtual() as device:
         await device.complete(device.write(0, A))
         await device.flush()
+        await settle()
         assert site.told == [1]
         assert site.queue.state().common_flush_sequence == 1
         site.remote.run_alone(False)
@@ -321,6 +332,7 @@ async def test_what_nobody_ships_is_trimmed_by_the_flush(site: Site) -> None:
         for _ in range(5):
             device.write(0, A)
         await device.flush()
+        await settle()
         assert site.queue.read(0) == []
         assert device.far_durable_sequence == device.issued_sequence == 5
 
@@ -382,7 +394,7 @@ async def test_positions_name_what_was_written(site: Site) -> None:
         device.write(0, A)
         device.discard(8192, 8192)
         await device.marker([(0, 4096)], 4096)
-        await wait_all_tasks_blocked()
+        await settle()
         assert positions.ranges_after(0) == [(0, 4096), (8192, 8192)]
         assert positions.ranges_after(1) == [(8192, 8192)]
     positions.close()
@@ -444,7 +456,7 @@ async def test_an_area_that_fails_for_a_while_loses_nothing(tmp_path: Path) -> N
     async with VirtualArea(area, queue, remote) as device:
         area.failing = True
         sequence = device.write(0, A)
-        await wait_all_tasks_blocked()
+        await settle()
         assert remote.outstanding == [], "P2: the area comes before C"
         with pytest.raises(DeviceError, match="disk fails"):
             await device.complete(sequence)
@@ -469,7 +481,7 @@ async def test_random_work_keeps_area_remote_and_model_equal(site: Site, seed: i
         for _ in range(2000):
             offset = rng.randrange(SIZE // 4096) * 4096
             length = min(rng.randrange(1, 5) * 4096, SIZE - offset)
-            match rng.choice(["write", "write", "write", "discard", "read", "tick", "deliver", "flush"]):
+            match rng.choice(OPERATIONS):
                 case "write":
                     data = rng.randbytes(length)
                     device.write(offset, data)
@@ -485,9 +497,13 @@ async def test_random_work_keeps_area_remote_and_model_equal(site: Site, seed: i
                     site.remote.deliver(rng.randrange(20))
                 case "flush":
                     nursery.start_soon(device.flush)
+                case "barrier":
+                    nursery.start_soon(device.barrier)
         site.remote.lazy = True
+        site.remote.deliver()  # to the flush that waits already
         await device.flush()
         site.remote.deliver()
+        await settle()
         assert site.area.read(0, SIZE) == model == site.remote.content
         state = site.queue.state()
         assert state.common_flush_sequence == device.issued_sequence

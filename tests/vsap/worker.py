@@ -94,9 +94,12 @@ class FileRemote:
         self.area = area
         self.received_sequence = self.durable_sequence = 0
 
-    def send(self, entry: Entry) -> None:
-        apply_entries(self.area, [entry])
-        self.received_sequence = entry.sequence
+    def send(self, entries: Sequence[Entry], *, flush: bool = False) -> None:
+        for entry in entries:
+            apply_entries(self.area, [entry])
+            self.received_sequence = entry.sequence
+        if flush:
+            self.request_flush(self.received_sequence)
 
     def request_flush(self, sequence: int) -> None:
         self.durable_sequence = sequence
@@ -114,9 +117,9 @@ class FileRemote:
 class AreaFirst(VirtualArea):
     """The mutant: writes the area before the queue has the entries."""
 
-    def _push(self) -> None:
+    def _push(self, *, flush: bool = False) -> None:
         apply_entries(self._area, self._pending)
-        super()._push()
+        super()._push(flush=flush)
 
 
 async def write(directory: Path, seed: int, kill_at: int, kind: type[VirtualArea]) -> None:
