@@ -39,7 +39,7 @@ def orphans(fs: FileSystem) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("size_bytes", "least"), [(64 << 20, 15_000), pytest.param(416 << 20, 100_000, marks=pytest.mark.slow)]
+    ("size_bytes", "least"), [(64 << 20, 14_500), pytest.param(416 << 20, 100_000, marks=pytest.mark.slow)]
 )
 async def test_removing_a_file_of_many_extents_from_a_full_volume(size_bytes: int, least: int) -> None:
     fs, ino, extents = await full_of_one_file(size_bytes)
