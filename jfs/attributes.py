@@ -178,13 +178,14 @@ class Attributes(FileIO):
         if found is not None:
             self._store_acl(node, acl.ACCESS, acl.with_mode(found, node.mode))
 
-    def _inherit_acl(self, parent: Node, node: Node) -> None:
-        """Give a new file what the default ACL of its directory says."""
+    def _inherit_acl(self, parent: Node, node: Node) -> bool:
+        """Give a new file what the default ACL of its directory says; False if it has none."""
         default = self._acl(parent, acl.DEFAULT) if self._has_xattrs(parent) else None
         if default is None:
-            return
+            return False
         access, node.mode = acl.inherited(default, node.mode)
         if not acl.is_minimal(access):
             self._store_acl(node, acl.ACCESS, access)
         if S_IFMT(node.mode) == S_IFDIR:
             self._store_acl(node, acl.DEFAULT, default)
+        return True

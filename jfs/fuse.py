@@ -244,21 +244,21 @@ class Operations(pyfuse3.Operations):
     def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        return self._known(self.fs.make(parent_inode, name, mode, Owner(ctx.uid, ctx.gid), rdev=rdev))
+        return self._known(self.fs.make(parent_inode, name, mode, Owner(ctx.uid, ctx.gid, ctx.umask), rdev=rdev))
 
     @changes
     def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._known(self.fs.make(parent_inode, name, mode, Owner(ctx.uid, ctx.gid)))
+        return self._known(self.fs.make(parent_inode, name, mode, Owner(ctx.uid, ctx.gid, ctx.umask)))
 
     @changes
     def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._known(self.fs.symlink(parent_inode, name, target, Owner(ctx.uid, ctx.gid)))
+        return self._known(self.fs.symlink(parent_inode, name, target, Owner(ctx.uid, ctx.gid, ctx.umask)))
 
     @changes
     def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        node = self.fs.make(parent_inode, name, S_IFREG | mode & 0o7777, Owner(ctx.uid, ctx.gid))
+        node = self.fs.make(parent_inode, name, S_IFREG | mode & 0o7777, Owner(ctx.uid, ctx.gid, ctx.umask))
         return self._opened(node, flags, ctx.uid), self._known(node)
 
     @changes
@@ -285,7 +285,7 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        owner = Owner(ctx.uid, ctx.gid)
+        owner = Owner(ctx.uid, ctx.gid, ctx.umask)
         self.fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, owner)
 
     @changes

@@ -1,11 +1,12 @@
-"""The mount's first exchange with the kernel, one promise added that libfuse has no word for.
+"""The mount's first exchange with the kernel, with two promises added that libfuse or pyfuse3 has no word for.
 
+FUSE_DONT_MASK: this file system applies the umask, because where a default ACL is inherited it does not count.
 FUSE_HANDLE_KILLPRIV_V2: this file system itself takes setuid, setgid and file capabilities away where a write
 must. Without that promise the kernel asks for the attribute security.capability before every write(2), which
 costs as much as the write; with it, it asks once and remembers.
 
 libfuse answers INIT and writes the answer to its descriptor of /dev/fuse. So for this one exchange that
-descriptor is a socket: INIT is handed in, the answer comes out, gets its bit and goes to the kernel. Then a
+descriptor is a socket: INIT is handed in, the answer comes out, gets its bits and goes to the kernel. Then a
 FORGET of nothing is sent after it: while libfuse's caller deals with that, nobody waits for the descriptor,
 and it becomes /dev/fuse again (`finish`).
 """
@@ -19,7 +20,9 @@ from typing import Final, Self
 
 import trio
 
+FUSE_DONT_MASK: Final = 1 << 6
 FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
+PROMISES: Final = FUSE_DONT_MASK | FUSE_HANDLE_KILLPRIV_V2
 _IN_HEADER: Final = struct.Struct("<IIQQIIII")  # length, opcode, unique, node, uid, gid, pid, extensions
 _INIT_IN: Final = struct.Struct("<IIII")  # major, minor, max_readahead, flags
 _OUT_HEADER: Final = struct.Struct("<IiQ")  # length, error, unique
@@ -90,7 +93,7 @@ class InitExchange:
         os.dup2(theirs.fileno(), descriptor, inheritable=False)
         theirs.close()
         ours.send(request)
-        return cls(descriptor, kernel, ours, FUSE_HANDLE_KILLPRIV_V2 & offered_flags(request))
+        return cls(descriptor, kernel, ours, PROMISES & offered_flags(request))
 
     async def run(self) -> None:
         """Pass the answer on, then have the owner let go of the descriptor for a moment."""

@@ -54,10 +54,11 @@ _DIRECTORY_KIND = S_IFDIR >> 12
 
 
 class Owner(NamedTuple):
-    """Who makes a file."""
+    """Who makes a file; `umask` holds where no default ACL says what others may."""
 
     uid: int = 0
     gid: int = 0
+    umask: int = 0
 
 
 ROOT_OWNER = Owner()
@@ -150,8 +151,8 @@ class Namespace(Attributes):
         self.store.put(key, directory.insert(bucket, name, node.ino, kind >> 12))
         self._remember(node)
         self.mark(node)
-        if parent.xattrs != NONE and kind != S_IFLNK:
-            self._inherit_acl(parent, node)
+        if kind != S_IFLNK and (parent.xattrs == NONE or not self._inherit_acl(parent, node)):
+            node.mode &= ~(owner.umask & 0o777)
         if kind == S_IFLNK:
             node.size_bytes = len(target)
             for part in range(0, len(target), VALUE_LIMIT_BYTES):

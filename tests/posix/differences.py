@@ -80,13 +80,6 @@ DIFFERENCES = (
         PYFUSE3,
     ),
     Difference(
-        ("acls: children inherit and the umask does not matter*",),
-        _modes_are_stricter,
-        "in a directory with a default ACL a new file also loses the bits of the umask: it gets fewer rights "
-        "than elsewhere, never more",
-        "the kernel takes the umask away unless FUSE_DONT_MASK is set, which pyfuse3 cannot set",
-    ),
-    Difference(
         ("modes: * by somebody else on 2766",),
         _setgid_stays,
         "setgid on a file that its group may not execute, where it has no effect, stays when somebody "
