@@ -244,7 +244,8 @@ class Operations(pyfuse3.Operations):
     def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        return self._known(self.fs.make(parent_inode, name, mode, Owner(ctx.uid, ctx.gid, ctx.umask), rdev=rdev))
+        owner = Owner(ctx.uid, ctx.gid, ctx.umask)
+        return self._known(self.fs.make(parent_inode, name, mode, owner, rdev=rdev))
 
     @changes
     def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:

@@ -1,6 +1,6 @@
-"""The mount's first exchange with the kernel, with two promises added that libfuse or pyfuse3 has no word for.
+"""The mount's first exchange with the kernel, with two promises added that pyfuse3 has no word for.
 
-FUSE_DONT_MASK: this file system applies the umask, because where a default ACL is inherited it does not count.
+FUSE_DONT_MASK: this file system applies the umask: where a default ACL is inherited it does not count.
 FUSE_HANDLE_KILLPRIV_V2: this file system itself takes setuid, setgid and file capabilities away where a write
 must. Without that promise the kernel asks for the attribute security.capability before every write(2), which
 costs as much as the write; with it, it asks once and remembers.
