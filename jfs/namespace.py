@@ -306,17 +306,12 @@ class Namespace(Attributes):
 
     def remember_lookup(self, ino: int) -> None:
         """Somebody (the kernel) holds the inode once more."""
-        lookups = self._lookups
-        lookups[ino] = lookups.get(ino, 0) + 1
+        self._lookups.add(ino)
 
     def forget(self, ino: int, count: int = 1) -> None:
         """Somebody lets go of the inode `count` times; the last to let go of an orphan removes it."""
-        left = self._lookups.get(ino, 0) - count
-        if left > 0:
-            self._lookups[ino] = left
-            return
-        self._lookups.pop(ino, None)
-        if ino in self._orphans and not self.node(ino).nlink:
+        left = self._lookups.remove(ino, count)
+        if not left and ino in self._orphans and not self.node(ino).nlink:
             self._destroy(self.node(ino))
 
     def _take_up_orphans(self) -> None:

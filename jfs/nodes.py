@@ -1,8 +1,8 @@
 """Inodes in memory: loaded once, changed as objects, written back as records just before each commit.
 
 The table is bounded: beyond `cache_inodes` the one not used for longest goes (a changed one is encoded
-first), whether the kernel knows it or not. What the kernel holds is kept apart, as plain counts, because it
-may hold millions.
+first), whether the kernel knows it or not. What the kernel holds is kept apart, as plain counts (`lookups`),
+because it may hold millions.
 """
 
 import time
@@ -17,6 +17,7 @@ from jfs.errors import FileSystemError, NoSpace
 from jfs.filemap import Run
 from jfs.inode import Inode
 from jfs.layout import INODE, ORPHAN, ORPHAN_INO, make_key
+from jfs.lookups import LookupCounts
 from jfs.store import Store
 
 NO_RUN = Run(0, 0, 0)
@@ -72,7 +73,7 @@ class NodeTable:
         self.seed = directory.seed_of(store.superblock.uuid.bytes)
         self._nodes: OrderedDict[int, Node] = OrderedDict()
         self._dirty: dict[int, Node] = {}
-        self._lookups: dict[int, int] = {}
+        self._lookups = LookupCounts()
         self._orphans: set[int] = set()  # what the orphan list names
         self._period = 1
         self._durable_period = 0
