@@ -19,6 +19,7 @@ from replication.channel import Channel
 from replication.client import dial_site
 from replication.control import CopyReport, Range
 from replication.errors import PeerRefused
+from replication.leftovers import mark_leftovers
 from replication.levelling import Levelling
 from replication.listing import list_allocated, list_copy
 from replication.pair import Kind, Pair, State
@@ -57,6 +58,8 @@ class WriterPart:
         self.shipper = self._make_shipper(roles) if roles.async_to is not None else None
         if self.shipper is not None:
             nursery.start_soon(self.shipper.run)
+            if roles.sync_to is not None:
+                nursery.start_soon(mark_leftovers, site, self.queue, roles, self.shipper.notify)
 
     def _make_shipper(self, roles: Roles) -> Shipper:
         site, place = self._site, self._site.place

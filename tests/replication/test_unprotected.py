@@ -47,7 +47,9 @@ def test_the_sync_site_is_down_before_the_mount(tmp_path: Path, unmounted: bool)
 def test_a_sync_site_that_is_behind_takes_over_only_when_loss_is_accepted(tmp_path: Path) -> None:
     with running(tmp_path / "cluster", *SITE_NAMES, options="protect = false") as cluster:
         trio.run(create_volume, cluster.config)
-        newest_read(cluster, "primary")
+        writer = write_some(cluster, "primary", 1)
+        wait_until(lambda: sync_state(cluster) == "Duplex")
+        writer.kill()
         cluster.kill("sync")
         write_some(cluster, "primary", 3).kill()
         cluster.kill("primary")

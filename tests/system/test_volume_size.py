@@ -26,7 +26,7 @@ def put(path: Path, content: bytes) -> None:
 
 
 def lose_primary(directory: Path, size: str) -> tuple[dict[str, Any], int]:
-    """The same work on a volume of this size, the far site held back for half of it; the take-over's report.
+    """The same work on a volume of this size, the far site away for half of it; the take-over's report.
 
     Also the bytes that waited in the queue when the primary site was killed.
     """
@@ -36,13 +36,13 @@ def lose_primary(directory: Path, size: str) -> tuple[dict[str, Any], int]:
         for number in range(FILES):
             put(ground.mountpoint / f"shipped-{number}", rng.randbytes(FILE_BYTES))
         ground.wait_for(lambda: ground.answer("status")["queue"]["entries"] == 0, "an empty queue")
-        ground.hold("async")
+        ground.kill("async")
         for number in range(FILES):
             put(ground.mountpoint / f"waiting-{number}", rng.randbytes(FILE_BYTES))
             put(ground.mountpoint / f"shipped-{number % 10}", rng.randbytes(FILE_BYTES))
         waiting_bytes = int(ground.answer("status")["queue"]["bytes"])
         ground.kill("mount", "primary")
-        ground.release("async")
+        ground.start_sites(["async"])
         report = ground.answer("failover", "--to", "sync", "--yes")
         ground.verify("sync,async")
     return report, waiting_bytes
@@ -54,7 +54,7 @@ def test_bytes_copied_do_not_grow_with_the_volume(tmp_path: Path) -> None:
         report, waiting_bytes = lose_primary(tmp_path / size, size)
         assert report["lost"] == 0
         assert report["recovery"] == "done"
-        # The held-back files are new blocks: nearly all of what waited must travel, overwrites only once.
+        # The files that waited are new blocks: nearly all of what waited must travel, overwrites only once.
         assert FILES * FILE_BYTES <= report["bytes_copied"] <= waiting_bytes
         reports[size] = report
         print(
