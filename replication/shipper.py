@@ -116,7 +116,7 @@ class Shipper:
         *,
         volume: bytes,
         history: tuple[EpochStart, ...],
-        ranges_for: Callable[[Remedy, Position], list[Range]],
+        ranges_for: Callable[[Remedy, Position], Awaitable[list[Range]]],
         pair: Pair,
         doubted: Callable[[], bool] = lambda: False,
         settle_log: Callable[[], Awaitable[None]] | None = None,
@@ -129,10 +129,9 @@ class Shipper:
         """`dial` connects, says hello and returns the channel, not running yet. It raises channel errors.
 
         `history`: the epochs up to the current one. `ranges_for(remedy, far)` lists what a difference copy
-        must look at; it blocks, and runs in a thread. `doubted()`: a crash of this host lost entries, and the
-        far site was not compared since. `settle_log` returns when the mounted file system has
-        committed everything it wrote (at once where none is mounted), or raises ControlError.
-        `on_far(durable, applied_sequence)` and
+        must look at. `doubted()`: a crash of this host lost entries, and the far site was not compared
+        since. `settle_log` returns when the mounted file system has committed everything it wrote (at once
+        where none is mounted), or raises ControlError. `on_far(durable, applied_sequence)` and
         `on_pair(pair)` are told of every change.
         """
         self._queue = queue
@@ -181,9 +180,14 @@ class Shipper:
         self._event(Event.SUSPEND, reason)
         self.notify()
 
+    def delete(self, reason: str) -> None:
+        """Stop at once, until `resume` creates the pair again; what waits stays in the queue or the log."""
+        self._event(Event.DELETE, reason)
+        self.notify()
+
     def resume(self, reason: str) -> None:
-        """Ship again."""
-        self._event(Event.RESYNC, reason)
+        """Ship again, also where the pair was deleted: then it is created again."""
+        self._event(Event.CREATE if self.pair.state is State.SIMPLEX else Event.RESYNC, reason)
         self.notify()
 
     async def run(self) -> None:
@@ -286,7 +290,7 @@ class Shipper:
         try:
             if self._settle_log is not None:
                 await self._settle_log()
-            ranges = await trio.to_thread.run_sync(self._ranges_for, judgement.remedy, far.durable)
+            ranges = await self._ranges_for(judgement.remedy, far.durable)
         except CorruptionError as error:
             raise DeviceError(errno.EIO, f"what to copy cannot be listed: {error.sentence}") from error
         except ControlError as error:

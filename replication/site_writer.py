@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
@@ -23,7 +23,7 @@ from replication.leftovers import mark_leftovers
 from replication.levelling import Levelling
 from replication.listing import list_allocated, list_copy
 from replication.pair import Kind, Pair, State
-from replication.parts import Place
+from replication.parts import KnownPositions, Place
 from replication.position import Position, Remedy, history_of
 from replication.ranges import total_bytes
 from replication.roles import Purpose, Roles
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from replication.site import Site
 
 log = logging.getLogger(__name__)
+
+LASTING: Final = frozenset({State.SUSPEND, State.SUSPENDING, State.SIMPLEX})
+"""States that an operator asked for: they last when the daemon is started again."""
 
 
 class WriterPart:
@@ -66,7 +69,7 @@ class WriterPart:
         reason = f"site {self.target} has not answered in epoch {roles.epoch} yet"
         pair = Pair(Kind.ASYNC, State.DUPLEX_PENDING, roles.since, reason)
         for known in place.state.pairs():
-            suspended = known.state in {State.SUSPEND, State.SUSPENDING} and known.since >= roles.since
+            suspended = known.state in LASTING and known.since >= roles.since
             if suspended and (known.kind, known.source, known.target) == ("async", place.site, self.target):
                 pair = Pair(Kind.ASYNC, State(known.state), known.since, known.reason)
         return Shipper(
@@ -95,15 +98,18 @@ class WriterPart:
                 self._site.learn_soon(error.roles)
             raise
 
-    def _ranges_for(self, remedy: Remedy, far: Position) -> list[Range]:
-        """What a difference copy must look at; in a worker thread. DeviceError if the area is unreadable."""
-        place = self._site.place
-        compare_all = remedy is Remedy.ALLOCATED
-        written = None if compare_all else trio.from_thread.run(self._site.written_after, far.sequence)
+    async def _ranges_for(self, remedy: Remedy, far: Position) -> list[Range]:
+        """What a difference copy must look at. DeviceError if the area is unreadable."""
+        written = None
+        if remedy is not Remedy.ALLOCATED:
+            written = await self._site.written_after(far.sequence)
+        return await trio.to_thread.run_sync(self._list_ranges, remedy, far, written)
+
+    def _list_ranges(self, remedy: Remedy, far: Position, written: KnownPositions | None) -> list[Range]:
         try:
-            with opened_area(place.paths.area) as device:
+            with opened_area(self._site.place.paths.area) as device:
                 listing = list_copy(device, far.sequence, written)
-                ranges = list_allocated(device) if compare_all else listing.ranges
+                ranges = list_allocated(device) if remedy is Remedy.ALLOCATED else listing.ranges
         except CorruptionError as error:
             if self.queue.state().next_sequence == 1:
                 return []  # No file system was made yet: both areas are as empty as they were made.
@@ -111,7 +117,7 @@ class WriterPart:
         self.files_listed, self.bytes_listed = len(listing.files), total_bytes(ranges)
         self.fault = listing.fault
         if listing.fault is not None:
-            log.error("site %s: %s", place.site, listing.fault)
+            log.error("site %s: %s", self._site.place.site, listing.fault)
         return ranges
 
     def _on_far(self, durable: Position, applied_sequence: int) -> None:
@@ -121,10 +127,12 @@ class WriterPart:
         state, roles = self._site.state, self._site.roles
         if roles.async_to is None:
             return
-        state.set_pair("async", roles.writer, roles.async_to, str(pair.state), pair.reason)
+        state.set_pair("async", roles.writer, roles.async_to, str(pair.state), pair.reason, pair.event or "")
         if pair.state is State.DUPLEX:
             self._keep_take_over()
             state.settle(roles.async_to)
+        if pair.state in {State.SUSPEND, State.SIMPLEX}:
+            self._nursery.start_soon(self._site.control.tell_pair, Kind.ASYNC)
 
     def _keep_take_over(self) -> None:
         """Put the figures of the finished recovery copy on record, for a failover that is run again."""

@@ -52,7 +52,7 @@ def new_shipper(
     dial_to: "Link",
     history: tuple[EpochStart, ...] = FIRST,
 ) -> Shipper:
-    def ranges_for(remedy: Remedy, far: Position) -> list[Range]:
+    async def ranges_for(remedy: Remedy, far: Position) -> list[Range]:
         """As sharp as the contract allows: nothing that was written after this moment is named."""
         if remedy is Remedy.ALLOCATED:
             return [(0, SIZE)]
