@@ -5,6 +5,7 @@ burst and answered in the same message; another one is done in a thread while fu
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ReceivingArea", "ReceivingPositions", "SyncSession"]
 
+RECORD_SECONDS: Final = 0.005
+"""Pause between two records of what is durable: what a crash of this host may make it forget that it has."""
 _DIGESTS_A_FRAME: Final = 65536
 _ENTRIES: Final = frozenset({FrameType.WRITE, FrameType.DISCARD, FrameType.MARKER, FrameType.BARRIER})
 _Buffer = bytes | bytearray | memoryview
@@ -91,6 +94,7 @@ class SyncSession:
         self._last_seen = False
         self._entered = False
         self._facts_lock = trio.Lock()
+        self._unrecorded = trio.Event()
         self._handlers: dict[FrameType, Callable[[Frame], Awaitable[None] | None]] = {
             FrameType.WRITE: self._write,
             FrameType.DISCARD: self._discard,
@@ -120,6 +124,7 @@ class SyncSession:
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._flusher)
+            nursery.start_soon(self._recorder)
             try:
                 while True:
                     await self._burst(await self.channel.receive())
@@ -138,6 +143,9 @@ class SyncSession:
             finally:
                 self.channel.close("the conversation ended")
                 nursery.cancel_scope.cancel()
+        if self._unrecorded.is_set():
+            with trio.CancelScope(shield=True), suppress(DeviceError):
+                await self._record_facts()
         if failure is not None:
             raise failure if not isinstance(failure, DeviceError) else PeerUnreachable(failure.sentence)
 
@@ -330,7 +338,30 @@ class SyncSession:
         self._area.flush()
         facts = self._record.facts
         if not facts.copying and facts.durable_sequence != self._stream:
-            self._record.save(facts._replace(durable_sequence=self._stream))
+            # Believed now and answered now, put on record a moment later: after a crash of this host the
+            # record is a lower bound, and what is between is sent again or compared.
+            self._record.facts = facts._replace(durable_sequence=self._stream)
+            self._unrecorded.set()
+
+    async def _recorder(self) -> None:
+        """Put on record what is durable, now and then: for every flush it would cost another one."""
+        try:
+            while True:
+                await self._unrecorded.wait()
+                async with self._facts_lock:
+                    await self._record_facts()
+                await trio.sleep(RECORD_SECONDS)
+        except DeviceError as error:
+            sentence = f"site {self._receiver.site} cannot keep on record what it has: {error.sentence}"
+            self.stop(sentence, RefusalCode.FAULT, self._roles)
+
+    async def _record_facts(self) -> None:
+        self._unrecorded = trio.Event()
+        facts = self._record.facts
+        if self._area.is_quick_to_flush:
+            self._record.store(facts)
+        else:
+            await trio.to_thread.run_sync(self._record.store, facts)
 
     async def _flush_and_answer(self) -> None:
         target, flags, last = self._stream, self._flush_flags, self._last_seen
