@@ -15,7 +15,7 @@ from replication.errors import PeerUnreachable, RemoteProtocolError
 from replication.frames import Buffer, Frame, FrameType
 from replication.messages import Reply, Request, decode_json, encode_json
 from replication.roles import Roles
-from replication.state import PairRecord, TakeOverRecord
+from replication.state import PairEvent, PairRecord, TakeOverRecord
 
 ReplyT = TypeVar("ReplyT")
 Range = tuple[int, int]
@@ -329,17 +329,42 @@ class Drain(ControlRequest[DrainReply], frozen=True, kw_only=True):
 
 
 class SetPair(ControlRequest[Done], frozen=True, kw_only=True):
-    """Suspend or resync the pair from this writer to `target`.
+    """Suspend, resync, delete or create the pair from this writer to `target`.
 
-    `force`: suspend the synchronous pair also where its secondary cannot be told.
+    `force`: suspend or delete the synchronous pair also where its secondary cannot be told.
     """
 
     method = "pair"
     changes = True
     reply = Done
     target: str
-    action: Literal["suspend", "resync"]
+    action: Literal["suspend", "resync", "create", "delete"]
     force: bool = False
+
+
+class NotePair(ControlRequest[Done], frozen=True, kw_only=True):
+    """The writer tells its secondary what an operator did with the pair: this end records it too."""
+
+    method = "note_pair"
+    changes = True
+    reply = Done
+    epoch: int
+    pair: PairRecord
+
+
+class EventsReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Transitions on record at this site, oldest first; `newest` is the number of the last there is."""
+
+    events: list[PairEvent]
+    newest: int
+
+
+class GetEvents(ControlRequest[EventsReply], frozen=True, kw_only=True):
+    """The transitions of the pairs this site has an end of, after a number."""
+
+    method = "events"
+    reply = EventsReply
+    after: int = 0
 
 
 class RangesReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -404,7 +429,7 @@ REQUESTS: Final[dict[str, type[ControlRequest[Any]]]] = {
     kind.method: kind
     for kind in (
         GetStatus, CreateVolume, Promote, Adopt, GetListing, ReportRanges, Level, GetLevel,
-        FinishMount, Drain, SetPair, GetRanges, TakeMarker, GetDigests,
+        FinishMount, Drain, SetPair, NotePair, GetEvents, GetRanges, TakeMarker, GetDigests,
     )
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ from replication.control import Adopt, ControlError, MarkerReply, MountReport
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.fenced_copy import Alone, FencedCopy
 from replication.local_link import LocalClient
-from replication.pair import Kind, Pair, State
+from replication.pair import ASKED, Kind, Pair, State
 from replication.parts import Place, SitePaths, prepare
 from replication.procedures.survey import take_survey
 from replication.ranges import normalise
@@ -133,10 +133,15 @@ class Writer:
         if not isinstance(self.copy, FencedCopy):
             return "there is no synchronous pair in this epoch"
         try:
-            if params["action"] == "suspend":
-                await self.copy.suspend("the operator asked for it", force=bool(params["force"]))
+            if params["action"] in {"suspend", "delete"}:
+                delete = params["action"] == "delete"
+                await self.copy.suspend(ASKED, force=bool(params["force"]), delete=delete)
+            elif params["action"] == "create" and self.copy.pair.state is not State.SIMPLEX:
+                return f"the pair to site {self.copy.peer} exists, it is {self.copy.pair.state}"
+            elif params["action"] == "resync" and self.copy.pair.state is State.SIMPLEX:
+                return f"the pair to site {self.copy.peer} was deleted; create it with `trisite pair create`"
             else:
-                self.copy.resume("the operator asked for it")
+                self.copy.resume(ASKED)
         except PeerUnreachable as error:
             return error.sentence
         return None
@@ -354,7 +359,7 @@ def _make_copy(writer: Writer, area: FileArea) -> FencedCopy:
             return [(0, area.size_bytes)]
 
     def on_pair(pair: Pair) -> None:
-        place.state.set_pair("sync", place.site, peer, str(pair.state), pair.reason)
+        place.state.set_pair("sync", place.site, peer, str(pair.state), pair.reason, pair.event or "")
         if pair.state is State.DUPLEX:
             place.state.settle(peer)
 
@@ -374,15 +379,17 @@ def _make_copy(writer: Writer, area: FileArea) -> FencedCopy:
         doubted=place.state.doubted(peer),
         told=place.state.told,
         on_told=lambda told: place.state.set_told(roles.epoch, told),
-        pair=_pair_on_record(place, peer),
+        pair=_pair_on_record(place, peer, roles.since),
         on_pair=on_pair,
         on_superseded=writer.learn,
     )
 
 
-def _pair_on_record(place: Place, peer: str) -> Pair | None:
-    """The state of the pair as an earlier mount left it; a suspension by the operator lasts."""
+def _pair_on_record(place: Place, peer: str, since: int) -> Pair | None:
+    """The state of the pair as an earlier mount left it; what an operator asked for lasts for the epoch."""
     for record in place.state.pairs():
         if (record.kind, record.source, record.target) == ("sync", place.site, peer):
+            if record.state in {State.SUSPEND, State.SIMPLEX} and record.since < since:
+                return None  # it was asked for in an earlier epoch; the sites were brought level since
             return Pair(Kind.SYNC, State(record.state), record.since, record.reason)
     return None

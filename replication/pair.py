@@ -6,7 +6,7 @@ Both ends hold a PairState; every transition keeps when and why.
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-__all__ = ["TRANSITIONS", "Event", "Kind", "Pair", "PairError", "State", "next_state"]
+__all__ = ["ASKED", "TRANSITIONS", "Event", "Kind", "Pair", "PairError", "State", "next_state"]
 
 
 class Kind(StrEnum):
@@ -59,6 +59,9 @@ class Event(StrEnum):
     DELETE = "delete"
     """The pair is dissolved."""
 
+
+ASKED: Final = "the operator asked for it"
+"""The reason of a transition that `trisite pair` made."""
 
 _S: Final = State
 _E: Final = Event
@@ -118,17 +121,18 @@ class PairError(Exception):
 
 
 class Pair(NamedTuple):
-    """The state of one pair, since when (Unix nanoseconds) and why."""
+    """The state of one pair, since when (Unix nanoseconds), why, and by which event (None: not known)."""
 
     kind: Kind
     state: State
     since_ns: int
     reason: str
+    event: Event | None = None
 
     def after(self, event: Event, reason: str, now_ns: int) -> "Pair":
         """The pair after an event. An event that changes no state keeps `since` and renews the reason."""
         state = next_state(self.kind, self.state, event)
-        return Pair(self.kind, state, self.since_ns if state is self.state else now_ns, reason)
+        return Pair(self.kind, state, self.since_ns if state is self.state else now_ns, reason, event)
 
 
 def next_state(kind: Kind, state: State, event: Event) -> State:

@@ -23,6 +23,7 @@ from replication.client import identity_of
 from replication.config import Config, SiteName
 from replication.connections import Listener, listen
 from replication.control import ControlError, Range
+from replication.pair_end import PairEnd
 from replication.parts import KnownPositions, Place, SitePaths, prepare
 from replication.position import NOWHERE
 from replication.procedures.survey import take_survey
@@ -56,6 +57,7 @@ class Site:
         self.part: Part = AwayPart("the daemon is starting")
         self.link = MountLink(self)
         self.control = Control(self)
+        self.pair_end = PairEnd(self)
         self._scope: trio.CancelScope | None = None
         self._wired = trio.Event()
         self._changing = trio.Lock()
@@ -156,12 +158,14 @@ class Site:
         if not self._conversations:
             self.connected_since, self.silent_since = time.time_ns(), None
         self._conversations[channel] = ended = trio.Event()
+        self.pair_end.look()
         try:
             yield
         finally:
             del self._conversations[channel]
             if not self._conversations:
                 self.connected_since, self.silent_since = None, time.time_ns()
+                self.pair_end.look()
             ended.set()
 
     async def _end_conversations(self) -> None:
@@ -202,6 +206,7 @@ class Site:
             self._nursery.start_soon(self.run_part)
             await self.wired()
             self._nursery.start_soon(self._ask_others)
+            self._nursery.start_soon(self.pair_end.run)
             task_status.started()
 
     async def _ask_others(self) -> None:

@@ -1,12 +1,14 @@
 """The answers of a daemon to control requests."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import trio
 
 from jfs.errors import DeviceError
+from replication.client import ask_site
 from replication.control import (
     MOST_RANGES,
     Adopt,
@@ -18,9 +20,11 @@ from replication.control import (
     Done,
     Drain,
     DrainReply,
+    EventsReply,
     FinishMount,
     FinishReply,
     GetDigests,
+    GetEvents,
     GetLevel,
     GetListing,
     GetRanges,
@@ -29,6 +33,7 @@ from replication.control import (
     LevelStatus,
     ListingReply,
     MarkerReply,
+    NotePair,
     Promote,
     PromoteReply,
     Range,
@@ -39,9 +44,12 @@ from replication.control import (
     SiteReport,
     TakeMarker,
 )
+from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.levelling import IDLE
+from replication.pair import ASKED, Kind, State
 from replication.ranges import intersect, normalise
 from replication.returning import keep_own_writes
+from replication.shipper import Shipper
 from replication.site_listing import allocated_of, listing_of
 from replication.site_parts import FollowPart, SyncPart, WriterPart
 from replication.site_report import report_of
@@ -56,6 +64,8 @@ if TYPE_CHECKING:
 FINISH_SECONDS: Final = 100.0
 MARKER_SECONDS: Final = 30.0
 LOCK_SECONDS: Final = 10.0
+TELL_SECONDS: Final = 2.0
+MOST_EVENTS_TOLD: Final = 500
 
 
 class Control:
@@ -76,6 +86,8 @@ class Control:
             FinishMount.method: self._finish_mount,
             Drain.method: self._drain,
             SetPair.method: self._pair,
+            NotePair.method: self._note_pair,
+            GetEvents.method: self._events,
             GetRanges.method: self._ranges,
             TakeMarker.method: self._marker,
             GetDigests.method: self._digests,
@@ -226,13 +238,33 @@ class Control:
     async def _pair(self, request: SetPair) -> Done:
         site, part = self._site, self._writer()
         if request.target == site.roles.async_to and part.shipper is not None:
-            change = part.shipper.suspend if request.action == "suspend" else part.shipper.resume
-            change("the operator asked for it")
+            _change_shipping(part.shipper, request.action)
         elif request.target == site.roles.sync_to:
             await site.link.set_pair(request.action, force=request.force)
+            if request.action in {"suspend", "delete"}:
+                await self.tell_pair(Kind.SYNC)
         else:
             raise ControlError(f"there is no pair from site {site.name} to site {request.target}", "no-pair")
         return Done()
+
+    async def tell_pair(self, kind: Kind) -> None:
+        """The other end of a pair records it too when it was suspended or deleted; if it answers."""
+        site, roles = self._site, self._site.roles
+        target = roles.sync_to if kind is Kind.SYNC else roles.async_to
+        for pair in site.state.pairs():
+            stopped = pair.state in {State.SUSPEND, State.SIMPLEX}
+            if stopped and (pair.kind, pair.source, pair.target) == (kind, site.name, target):
+                note = NotePair(epoch=roles.epoch, pair=pair)
+                with suppress(PeerUnreachable, PeerRefused, RemoteProtocolError, ControlError):
+                    await ask_site(site.config, pair.target, note, TELL_SECONDS, caller=site.name)
+
+    async def _note_pair(self, request: NotePair) -> Done:
+        self._site.pair_end.told(request)
+        return Done()
+
+    async def _events(self, request: GetEvents) -> EventsReply:
+        state = self._site.state
+        return EventsReply(events=state.events(request.after, MOST_EVENTS_TOLD), newest=state.newest_event)
 
     # --- comparing --------------------------------------------------------------------------------------
 
@@ -277,6 +309,21 @@ class Control:
             epoch=position.epoch,
             sequence=position.sequence,
         )
+
+
+def _change_shipping(shipper: Shipper, action: str) -> None:
+    """What an operator wants of the asynchronous pair; ControlError where it makes no sense."""
+    deleted = shipper.pair.state is State.SIMPLEX
+    if action == "create" and not deleted:
+        raise ControlError(f"the pair exists, it is {shipper.pair.state}", "pair-exists")
+    if action != "create" and deleted:
+        raise ControlError("the pair was deleted; create it with `trisite pair create`", "no-pair")
+    if action in {"create", "resync"}:
+        shipper.resume(ASKED)
+    elif action == "delete":
+        shipper.delete(ASKED)
+    else:
+        shipper.suspend(ASKED)
 
 
 def page_of(ranges: Sequence[Range], sequence: int | None, from_offset: int) -> RangesReply:

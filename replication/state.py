@@ -38,6 +38,7 @@ KEY_HELD: Final = b"held"
 PREFIX_HISTORY: Final = b"history/"
 PREFIX_PAIR: Final = b"pair/"
 PREFIX_DOUBT: Final = b"doubt/"
+PREFIX_EVENT: Final = b"event/"
 KEYS: Final = frozenset(
     {
         KEY_FORMAT,
@@ -52,8 +53,10 @@ KEYS: Final = frozenset(
         KEY_HELD,
     }
 )
-PREFIXES: Final = (PREFIX_HISTORY, PREFIX_PAIR, PREFIX_DOUBT)
+PREFIXES: Final = (PREFIX_HISTORY, PREFIX_PAIR, PREFIX_DOUBT, PREFIX_EVENT)
 SEAL_BYTES: Final = 16
+MOST_EVENTS: Final = 1000
+"""Transitions that are kept; the oldest go first."""
 
 PairKind = Literal["sync", "async"]
 T = TypeVar("T")
@@ -79,6 +82,23 @@ class PairRecord(msgspec.Struct, frozen=True, kw_only=True):
     target: SiteName
     state: str
     since: int
+    reason: str
+
+
+class PairEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One transition of a pair as this end made it: `event` of the table (empty: not known) and why.
+
+    `number` rises by one with every transition at this end; `at` is in Unix nanoseconds.
+    """
+
+    number: int
+    at: int
+    kind: PairKind
+    source: SiteName
+    target: SiteName
+    before: str
+    state: str
+    event: str
     reason: str
 
 
@@ -212,14 +232,20 @@ class SiteState:
         self._put_all({key: value})
 
     def _put_all(self, values: dict[bytes, object]) -> None:
+        with self._writing() as transaction:
+            for key, value in values.items():
+                if value is None:
+                    transaction.delete(key)
+                else:
+                    text = msgspec.json.encode(value)
+                    transaction.put(key, text if key == KEY_FORMAT else sealed(key, text))
+
+    @contextmanager
+    def _writing(self) -> Iterator[lmdb.Transaction]:
+        """One change: on stable storage when the body has ended, or not made."""
         try:
             with self._environment.begin(write=True) as transaction:
-                for key, value in values.items():
-                    if value is None:
-                        transaction.delete(key)
-                    else:
-                        text = msgspec.json.encode(value)
-                        transaction.put(key, text if key == KEY_FORMAT else sealed(key, text))
+                yield transaction
         except lmdb.Error as error:
             raise StateError(f"the state of this site cannot be written: {error}") from error
 
@@ -262,17 +288,55 @@ class SiteState:
         return self._all(PREFIX_PAIR, PairRecord)
 
     def set_pair(
-        self, kind: PairKind, source: SiteName, target: SiteName, state: str, reason: str
+        self, kind: PairKind, source: SiteName, target: SiteName, state: str, reason: str, event: str = ""
     ) -> PairRecord:
-        """Record a pair's state; the time changes only when the state does."""
+        """Record a pair's state; the time changes only when the state does, and that is kept as an event."""
         key = PREFIX_PAIR + f"{kind}/{source}/{target}".encode()
         old = self._get(key, PairRecord)
         if old is not None and (old.state, old.reason) == (state, reason):
             return old
+        before = old.state if old is not None else ""
         since = old.since if old is not None and old.state == state else self._now_ns()
         record = PairRecord(kind=kind, source=source, target=target, state=state, since=since, reason=reason)
-        self._put(key, record)
+        if before == state:
+            self._put(key, record)
+            return record
+        with self._writing() as transaction:
+            number = _newest_number(transaction) + 1
+            happened = PairEvent(
+                number=number,
+                at=since,
+                kind=kind,
+                source=source,
+                target=target,
+                before=before,
+                state=state,
+                event=event,
+                reason=reason,
+            )
+            for place, value in ((key, record), (_event_key(number), happened)):
+                transaction.put(place, sealed(place, msgspec.json.encode(value)))
+            transaction.delete(_event_key(number - MOST_EVENTS))
         return record
+
+    def events(self, after: int, most: int) -> list[PairEvent]:
+        """At most `most` transitions of the pairs this site has an end of, with a later number, in order."""
+        first = _event_key(max(after, 0) + 1)
+        found: list[PairEvent] = []
+        with self._reading(PREFIX_EVENT), self._environment.begin() as transaction:
+            cursor = transaction.cursor()
+            if cursor.set_range(first):
+                for key, value in cursor:
+                    if not bytes(key).startswith(PREFIX_EVENT) or len(found) == most:
+                        break
+                    found.append(msgspec.json.decode(unsealed(bytes(key), bytes(value)), type=PairEvent))
+        return found
+
+    @property
+    def newest_event(self) -> int:
+        """The number of the last transition on record; 0: there was none."""
+        with self._reading(PREFIX_EVENT), self._environment.begin() as transaction:
+            return _newest_number(transaction)
 
     @property
     def newest_known(self) -> int:
@@ -357,6 +421,18 @@ class SiteState:
 
 def _doubt_key(site: SiteName) -> bytes:
     return PREFIX_DOUBT + site.encode()
+
+
+def _event_key(number: int) -> bytes:
+    return PREFIX_EVENT + max(number, 0).to_bytes(8, "big")
+
+
+def _newest_number(transaction: lmdb.Transaction) -> int:
+    """The number in the last key of the events; 0 where there are none."""
+    cursor = transaction.cursor()
+    found = cursor.prev() if cursor.set_range(PREFIX_EVENT + b"\xff" * 9) else cursor.last()
+    key = bytes(cursor.key()) if found else b""
+    return int.from_bytes(key[len(PREFIX_EVENT) :], "big") if key.startswith(PREFIX_EVENT) else 0
 
 
 def _history_key(epoch: int) -> bytes:

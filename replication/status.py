@@ -149,6 +149,13 @@ def _without_writer(survey: Survey, roles: Roles, target: SiteName) -> tuple[str
     silent = f"the writing site does not answer ({survey.why_silent(roles.writer)})"
     report = survey.reports.get(target)
     heard = report.heard if report is not None else None
+    own = [
+        one
+        for one in (report.pairs if report is not None else [])
+        if one.target == target and one.since >= roles.since and one.state in {State.SUSPEND, State.SIMPLEX}
+    ]
+    if own:
+        return own[0].state, own[0].since, f"{own[0].reason}, as site {target} has it on record; {silent}"
     if heard is None or heard.since < roles.since:
         return str(State.FAILURE_SUSPEND), roles.since, f"{silent}; when that began is not known here"
     if heard.connected:
@@ -219,6 +226,9 @@ def _armed(survey: Survey, roles: Roles | None) -> tuple[bool, str]:
     if roles is None or roles.async_to is None:
         return False, f"{has_all}, and there is no asynchronous site it could go on with"
     report = survey.reports.get(roles.async_to)
+    pairs = _pairs(survey, roles, survey.reports.get(roles.writer))
+    if any((pair.kind, pair.state) == ("async", State.SIMPLEX) for pair in pairs):
+        return False, f"{has_all}, but the pair to site {roles.async_to} was deleted"
     if report is None:
         why = survey.why_silent(roles.async_to)
         return False, f"{has_all}, but site {roles.async_to} does not answer ({why})"
@@ -248,6 +258,12 @@ def _warnings(
                 f"site {site} is still in epoch {report.roles.epoch}; it learns of {roles.epoch} soon"
             )
         found += [f"site {site}: {fault}" for fault in report.faults]
+    found += [
+        f"the pair to site {pair.target} was deleted: nothing is copied there and it protects nothing; "
+        f"`trisite pair create {pair.source},{pair.target}` copies the difference and forms it again"
+        for pair in _pairs(survey, roles, writer)
+        if pair.state == State.SIMPLEX
+    ]
     if not protected:
         found.append(f"the volume is not protected against the loss of site {roles.writer}: {reason}")
     if writer is not None and writer.mount is not None and writer.mount.unprotected:

@@ -30,7 +30,7 @@ from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.frames import PROTOCOL_VERSION, Frame, FrameType
 from replication.handshake import greet, raise_if_refused
 from replication.messages import Hello, RefusalCode, Welcome
-from replication.pair import Event, Pair
+from replication.pair import Event, Pair, State
 from replication.resync import Range, Resync
 from replication.roles import Roles
 from replication.sync_ledger import SyncLedger
@@ -187,31 +187,34 @@ class SyncCopy(SyncLedger):
             self._stream.channel.close("the volume was unmounted")
         return heard
 
-    async def suspend(self, reason: str, *, timeout_seconds: float = 5.0, force: bool = False) -> None:
-        """Go on without the secondary. It is told first, so that it never claims to have everything.
+    async def suspend(
+        self, reason: str, *, timeout_seconds: float = 5.0, force: bool = False, delete: bool = False
+    ) -> None:
+        """Go on without the secondary, for a while or (`delete`) until `resume` creates the pair again.
 
-        PeerUnreachable if it cannot be told; `force` then suspends all the same.
+        It is told first, so that it never claims to have everything. PeerUnreachable if it cannot be told;
+        `force` then goes on all the same.
         """
         told = False
         with trio.move_on_after(timeout_seconds):
             told = self._in_step and await self._flush_with(FLUSH_SUSPEND)
-        if not told and self._protect and not force:
+        if not (told or self._suspended or force) and self._protect:
             raise PeerUnreachable(
-                f"site {self.peer} cannot be told that the pair is suspended ({self._pair.reason}); "
-                "bring it back first, or force the suspension and never take over there"
+                f"site {self.peer} cannot be told that the pair is {'deleted' if delete else 'suspended'} "
+                f"({self._pair.reason}); bring it back first, or add --force and never take over there"
             )
         self._suspended = True
         self._in_step = False
-        self._event(Event.SUSPEND, reason)
+        self._event(Event.DELETE if delete else Event.SUSPEND, reason)
         if self._stream is not None:
-            self._stream.channel.close("the pair was suspended")
+            self._stream.channel.close(f"the pair was {'deleted' if delete else 'suspended'}")
         self._changed()
 
     def resume(self, reason: str) -> None:
-        """End a suspension: what the secondary missed is sent or copied."""
+        """End a suspension, or create a deleted pair again: what the secondary missed is sent or copied."""
         if self._suspended:
             self._suspended = False
-            self._event(Event.RESYNC, reason)
+            self._event(Event.CREATE if self._pair.state is State.SIMPLEX else Event.RESYNC, reason)
             self._out_since = trio.current_time()
             self._attention.set()
             self._changed()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import trio
 
 from jfs.errors import DeviceError
-from replication.pair import Event, Kind, Pair, State
+from replication.pair import Event, Kind, Pair, PairError, State
 from replication.roles import time_text
 
 __all__ = ["SyncLedger"]
@@ -32,11 +32,11 @@ class SyncLedger:
         self._told = told
         self._on_told = on_told
         self._on_pair = on_pair
-        if pair is None or pair.state in (State.SIMPLEX, State.DUPLEX):
+        if pair is None or pair.state is State.DUPLEX:
             # What an earlier mount put on record may not hold any more: the secondary will say.
             pair = Pair(Kind.SYNC, State.DUPLEX_PENDING, time.time_ns(), "not connected yet")
         self._pair = pair
-        self._suspended = pair.state is State.SUSPEND
+        self._suspended = pair.state in (State.SUSPEND, State.SIMPLEX)
         self._received = 0
         self._durable = 0
         self._in_step = False
@@ -106,10 +106,11 @@ class SyncLedger:
             raise DeviceError(refusal.errno, refusal.sentence)
 
     def _event(self, event: Event, reason: str) -> None:
-        if self._pair.state is State.SIMPLEX or (self._suspended and event is Event.IN_STEP):
-            return
         before = self._pair
-        self._pair = before.after(event, reason, time.time_ns())
+        try:
+            self._pair = before.after(event, reason, time.time_ns())
+        except PairError:
+            return  # a conversation that ends just when the pair is suspended or deleted changes nothing
         if self._on_pair is not None and self._pair != before:
             self._on_pair(self._pair)
 

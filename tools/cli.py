@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "umount": "tools.mount:umount",
     "status": "tools.status:status",
     "pair": "tools.pair:pair",
+    "events": "tools.events:events",
     "failover": "tools.failover:failover",
     "failback": "tools.failover:failback",
     "recover": "tools.recover:recover",

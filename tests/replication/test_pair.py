@@ -6,6 +6,8 @@ import pytest
 
 from replication.backoff import Backoff
 from replication.pair import TRANSITIONS, Event, Kind, Pair, PairError, State, next_state
+from replication.pair_end import events_for
+from tools.pair_table import PAGE, diagram, page, states_of, table
 
 STABLE = {State.SIMPLEX, State.DUPLEX, State.SUSPEND, State.FAILURE_SUSPEND}
 COPYING = {State.INITIAL_COPYING, State.DUPLEX_PENDING}
@@ -35,6 +37,45 @@ def test_every_combination(kind: Kind, state: State, event: Event) -> None:
         assert after is State.SUSPEND or event in (Event.RESYNC, Event.DELETE)
 
 
+def test_the_page_is_what_the_table_says() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m tools.pair_table`"
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_page_has_every_cell_and_every_arrow(kind: Kind) -> None:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(kind).splitlines()]
+    cells = {
+        (State(state), Event(row[0])): cell
+        for row in rows[2:]
+        for state, cell in zip(rows[0][1:], row[1:], strict=True)
+    }
+    assert len(cells) == len(states_of(kind)) * len(Event)
+    assert {key: State(cell) for key, cell in cells.items() if cell != "-"} == TRANSITIONS[kind]
+    arrows = diagram(kind).count(" --> ") - 1
+    assert arrows == len(
+        {(before, after) for (before, _), after in TRANSITIONS[kind].items() if before is not after}
+    )
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.SUSPENDING])
+@pytest.mark.parametrize("kind", Kind)
+def test_a_secondary_follows_what_it_sees_by_the_table(kind: Kind, state: State) -> None:
+    """From wherever its record stands, what it sees leads to where it is, and then nothing more happens."""
+    for connected, in_step, blank in product((False, True), repeat=3):
+        if in_step and blank:
+            continue
+        now = state
+        for event in events_for(now, connected=connected, in_step=in_step, blank=blank):
+            now = next_state(kind, now, event)
+        if not connected:
+            assert now in {State.SIMPLEX, State.SUSPEND, State.FAILURE_SUSPEND}
+        elif in_step:
+            assert now is State.DUPLEX
+        else:
+            assert now is (State.INITIAL_COPYING if blank else State.DUPLEX_PENDING)
+        assert events_for(now, connected=connected, in_step=in_step, blank=blank) == ()
+
+
 @pytest.mark.parametrize("kind", Kind)
 def test_every_state_can_be_reached_and_left(kind: Kind) -> None:
     table = TRANSITIONS[kind]
@@ -57,9 +98,9 @@ def test_every_state_can_be_reached_and_left(kind: Kind) -> None:
 def test_a_pair_remembers_since_when_and_why() -> None:
     pair = Pair(Kind.SYNC, State.DUPLEX, 100, "all is well")
     lost = pair.after(Event.UNREACHABLE, "no answer", 200)
-    assert lost == (Kind.SYNC, State.FAILURE_SUSPEND, 200, "no answer")
+    assert lost == (Kind.SYNC, State.FAILURE_SUSPEND, 200, "no answer", Event.UNREACHABLE)
     again = lost.after(Event.UNREACHABLE, "connection refused", 300)
-    assert again == (Kind.SYNC, State.FAILURE_SUSPEND, 200, "connection refused")
+    assert again == (Kind.SYNC, State.FAILURE_SUSPEND, 200, "connection refused", Event.UNREACHABLE)
 
 
 def test_backoff_doubles_up_to_its_bound_and_depends_on_the_seed_alone() -> None:

@@ -48,6 +48,32 @@ def test_only_a_higher_epoch_is_adopted(tmp_path: Path) -> None:
         assert [roles.epoch for roles in state.history()] == [2, 3]
 
 
+def test_transitions_are_kept_in_order_and_the_oldest_go_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replication.state.MOST_EVENTS", 5)
+    with SiteState(tmp_path, now_ns=lambda: 7) as state:
+        state.create(IDENTITY, NORMAL)
+        assert (state.events(0, 9), state.newest_event) == ([], 0)
+        for number in range(12):
+            name = ("Duplex", "Suspend")[number % 2]
+            state.set_pair("sync", "primary", "sync", name, f"reason {number}", "resync")
+            state.set_pair("sync", "primary", "sync", name, "said again, which is no transition")
+    with SiteState(tmp_path) as state:
+        assert [event.number for event in state.events(0, 9)] == [8, 9, 10, 11, 12]
+        assert [event.number for event in state.events(9, 2)] == [10, 11]
+        last = state.events(11, 9)[0]
+        assert (last.before, last.state, last.event, last.reason) == (
+            "Duplex",
+            "Suspend",
+            "resync",
+            "reason 11",
+        )
+        assert state.newest_event == 12
+        state.create(IDENTITY, NORMAL)
+        assert (state.events(0, 9), state.newest_event) == ([], 0)
+
+
 def test_a_pair_keeps_its_time_while_its_state_stays(tmp_path: Path) -> None:
     moments = iter(range(10, 100))
     with SiteState(tmp_path, now_ns=lambda: next(moments)) as state:
