@@ -1,18 +1,28 @@
 """`trisite pair suspend` and `resync`, and what `status` says meanwhile."""
 
+import json
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 import pytest
 import trio
 
-from replication.config import SITE_NAMES
+from replication.client import ask_site
+from replication.config import SITE_NAMES, SiteName
+from replication.control import GetEvents
 from replication.creating import create_volume
+from replication.pair import ASKED, Event, Kind, State, next_state
+from replication.procedures import ProcedureRefused
+from replication.state import PairEvent
 from replication.status import Status, collect
-from tests.replication.cluster import Cluster, running, wait_until
-from tests.replication.test_failover import checked, drain_output, write_some
+from tests.replication.cluster import Cluster, Process, running, wait_until
+from tests.replication.test_failover import checked, crash, drain_output, failover, write_some
 from tools.demo.stage import trisite_command
+
+NEAR: Final[tuple[SiteName, ...]] = ("primary", "sync")
 
 
 @pytest.fixture
@@ -80,10 +90,89 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(cluster: Cluster) -> Non
     code, sentence = by_hand(cluster, "suspend", "primary,sync")
     assert code != 0
     assert "not mounted" in sentence
-    assert by_hand(cluster, "create", "primary,sync")[0] != 0
+    code, sentence = by_hand(cluster, "create", "primary,async")
+    assert code != 0
+    assert "the pair exists" in sentence
     code, sentence = by_hand(cluster, "suspend", "sync,async")
     assert code != 0
     assert "site primary writes" in sentence
+
+
+def test_a_deleted_pair_protects_nothing_until_it_is_created_again(cluster: Cluster) -> None:
+    writer = write_some(cluster, "primary", 3)
+    for site in ("sync", "async"):
+        assert by_hand(cluster, "delete", f"primary,{site}") == (0, "")
+    assert (state_of(cluster, "sync"), state_of(cluster, "async")) == ("Simplex", "Simplex")
+    status = status_of(cluster)
+    assert not status.armed
+    assert sum("was deleted" in one for one in status.warnings) == 2
+    code, sentence = by_hand(cluster, "resync", "primary,sync")
+    assert code != 0
+    assert "was deleted" in sentence
+    for _ in range(3):
+        writer.expect("synced")  # it goes on alone, and what it writes is noted
+    crash(cluster, writer, "primary", "sync")
+    cluster.start("primary", "sync")
+    writer = write_some(cluster, "primary", 2)
+    assert (state_of(cluster, "sync"), state_of(cluster, "async")) == ("Simplex", "Simplex")
+    crash(cluster, writer, "primary")
+    with pytest.raises(ProcedureRefused, match="could lose acknowledged data"):
+        failover(cluster)
+    cluster.start("primary")
+    drain_output(write_some(cluster, "primary", 1))
+    for site, kind in (("sync", "sync"), ("async", "async")):
+        assert by_hand(cluster, "create", f"primary,{site}") == (0, "")
+        wait_until(lambda kind=kind: state_of(cluster, kind) == "Duplex")
+    assert len(checked(cluster).compared) == 2
+    assert status_of(cluster).armed
+
+
+def history_at(cluster: Cluster, site: SiteName, kind: str) -> list[PairEvent]:
+    reply = trio.run(ask_site, cluster.config, site, GetEvents())
+    assert reply.newest == reply.events[-1].number
+    return [event for event in reply.events if event.kind == kind]
+
+
+def test_both_ends_keep_every_transition_with_its_cause(cluster: Cluster) -> None:
+    follow = Process(
+        *("-m", "tools.cli"),
+        *("events", "--json", "--follow", "-c", str(cluster.config.path)),
+        log=cluster.base / "events.log",
+    )
+    cluster.writers.append(follow)
+    writer = write_some(cluster, "primary", 3)
+    drain_output(writer)
+    assert by_hand(cluster, "suspend", "primary,sync") == (0, "")
+    for site in NEAR:
+        last = history_at(cluster, site, "sync")[-1]
+        assert (last.state, last.event, last.reason) == ("Suspend", "suspend", ASKED), site
+    assert by_hand(cluster, "resync", "primary,sync") == (0, "")
+    wait_until(lambda: history_at(cluster, "sync", "sync")[-1].state == "Duplex")
+    cluster.kill("async")
+    wait_until(lambda: history_at(cluster, "primary", "async")[-1].state == "Failure-Suspend")
+    cluster.start("async")
+    wait_until(lambda: history_at(cluster, "async", "async")[-1].state == "Duplex")
+    cluster.daemons["primary"].signal(19)
+    wait_until(lambda: history_at(cluster, "async", "async")[-1].state == "Failure-Suspend", 20)
+    cluster.daemons["primary"].signal(18)
+    for site in NEAR:
+        told = history_at(cluster, site, "sync")
+        assert [(b.before, b.number > a.number) for a, b in pairwise(told)] == [
+            (a.state, True) for a in told[:-1]
+        ]
+        for event in told[1:]:  # the first has no state before it
+            if event.event:
+                assert next_state(Kind.SYNC, State(event.before), Event(event.event)) == event.state
+    wanted = {
+        ("primary", "sync", "Suspend"),
+        ("sync", "sync", "Suspend"),
+        ("async", "async", "Failure-Suspend"),
+    }
+    while wanted:
+        line = json.loads(follow.line())
+        assert line["cause"]
+        assert line["reason"]
+        wanted -= {(line["at_site"], line["to"], line["state"])}
 
 
 def test_the_lag_grows_while_the_far_site_is_away_and_is_gone_when_it_is_back(cluster: Cluster) -> None:
