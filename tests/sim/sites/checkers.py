@@ -1,0 +1,348 @@
+"""What must hold at every step, judged from outside: the stream, the state of D, epochs, Duplex.
+
+The stream is recorded where it is entered in the queue. At a change of the writer, and where a power cut has
+emptied the queue, it goes on from what the writer's area really holds at that moment (`rebase`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+from jfs.device import FileDevice
+from jfs.errors import CorruptionError, DeviceError
+from replication.procedures.results import FailoverResult
+from replication.listing import list_allocated
+from replication.roles import Roles, role_of
+from replication.set_receiver import SetReceiver
+from replication.state import SiteState
+from replication.sync_receiver import SyncReceiver
+from tests.sim.sites.cluster import Cluster
+from tests.sim.sites.host import PROCESS
+from tests.sim.sites.world import VOLUME_BYTES
+from vsap.area import FileArea
+from vsap.entry import DISCARD, WRITE, Entry
+from vsap.queue import EntryQueue
+
+BLOCK = 4096
+ZERO = bytes(BLOCK)
+BLOCKS = VOLUME_BYTES // BLOCK
+
+
+class Epoch:
+    """The writes of one epoch, by block."""
+
+    def __init__(self, parent: int, start: int) -> None:
+        self.parent = parent
+        self.start = start
+        self.blocks: dict[int, tuple[list[int], list[bytes]]] = {}
+        self.touched: dict[int, range] = {}
+
+    def put(self, sequence: int, block: int, data: bytes) -> None:
+        """The content of a block from a sequence on."""
+        sequences, contents = self.blocks.setdefault(block, ([], []))
+        while sequences and sequences[-1] > sequence:
+            sequences.pop()  # was issued by a process that died before anybody had it
+            contents.pop()
+        sequences.append(sequence)
+        contents.append(data)
+
+
+class History:
+    """Content of every block at every position, in every epoch."""
+
+    def __init__(self, areas: Callable[[str], bytes]) -> None:
+        self._areas = areas
+        self.epochs: dict[int, Epoch] = {}
+
+    def begin(self, epoch: int, parent: int, start: int) -> None:
+        """A new epoch, that goes on after `start` of its parent."""
+        self.epochs.setdefault(epoch, Epoch(parent, start))
+
+    def add(self, epoch: int, entry: Entry) -> None:
+        """An entry of the stream."""
+        if entry.kind not in (WRITE, DISCARD):
+            return
+        found = self.epochs[epoch]
+        first = entry.offset // BLOCK
+        blocks = range(first, first + entry.length // BLOCK)
+        found.touched[entry.sequence] = blocks
+        for block in blocks:
+            at = (block - first) * BLOCK
+            found.put(entry.sequence, block, entry.payload[at : at + BLOCK] if entry.kind == WRITE else ZERO)
+
+    def rebase(self, epoch: int, sequence: int, area: bytes) -> int:
+        """From here on the stream is what the writer's area holds; how many blocks are not as recorded."""
+        count = 0
+        for block in range(BLOCKS):
+            data = area[block * BLOCK : (block + 1) * BLOCK]
+            if data not in self.contents(epoch, sequence, block):
+                self.epochs[epoch].put(sequence, block, data)
+                count += 1
+        return count
+
+    def contents(self, epoch: int, sequence: int, block: int) -> list[bytes]:
+        """What the block may hold at a position: one content, or two where the stream was rebased there."""
+        found = self.epochs.get(epoch)
+        if found is None:
+            return [ZERO]
+        sequences, contents = found.blocks.get(block, ([], []))
+        place = bisect_right(sequences, sequence)
+        if not place:
+            return self.contents(found.parent, min(sequence, found.start), block)
+        if sequences[place - 1] < sequence:
+            return [contents[place - 1]]
+        allowed = [data for at, data in zip(sequences, contents, strict=True) if at == sequence]
+        before = place - len(allowed)
+        if before:
+            return [*allowed, contents[before - 1]] if sequence not in found.touched else allowed
+        if sequence in found.touched:
+            return allowed
+        return [*allowed, *self.contents(found.parent, min(sequence, found.start), block)]
+
+
+class Checkers:
+    """Watches a cluster; a broken promise is a violation of the run."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.history = History(self.area)
+        self.history.begin(1, 0, 0)
+        self.epoch: dict[str, int] = dict.fromkeys(self.world.hosts, 1)
+        self.roles: dict[int, Roles] = {}
+        self.dirty: dict[str, set[int]] = {name: set() for name in self.world.hosts}
+        self.receivers: dict[str, SyncReceiver] = {}
+        self.checked = 0
+        self.position = (0, 0)
+        self.accepting = 0
+        """Operators who accept loss just now."""
+        self.began: set[int] = set()
+        """Epochs whose writer has its roles on record."""
+        self.lossy: set[int] = set()
+        """Epochs that began with loss accepted."""
+        self.pairs: dict[tuple[str, str, str], str] = {}
+        cluster.superseded = self.superseded
+
+    def begin(self) -> None:
+        """Before the first process: all sites hold the template's stream."""
+        self.history.rebase(1, 0, self.area("primary"))
+
+    def superseded(self, epoch: int, sequence: int, unprotected: bool) -> bool:
+        """Whether an acknowledgement does not count, because a newer epoch goes on without that write."""
+        for number, roles in sorted(self.roles.items()):
+            if number > epoch and sequence > roles.start_sequence and number in self.began:
+                excused = unprotected or any(epoch < lossy <= number for lossy in self.lossy)
+                if not excused and sequence < 1 << 62:
+                    self.cluster.violate(
+                        f"the writer of epoch {epoch} acknowledged sequence {sequence}, while epoch {number} "
+                        f"began after {roles.start_sequence}"
+                    )
+                return True
+        return False
+
+    def took_over(self, result: FailoverResult) -> None:
+        """A command says what was lost."""
+        self.cluster.counts[f"take-over at {result.writer}, lost {result.lost}"] += 1
+        if result.lost == 0 and self.lossy == {result.epoch}:
+            self.lossy.discard(result.epoch)
+            self.cluster.files.loss_accepted = False
+
+    def pairs_now(self, writer: str) -> dict[str, str]:
+        """The states of the pairs of the newest roles, by target."""
+        roles = self.roles[max(self.roles)] if self.roles else None
+        targets = {"sync": roles.sync_to, "async": roles.async_to} if roles else {"sync": "sync", "async": "async"}
+        return {
+            target: self.pairs.get((kind, writer, target), "unknown")
+            for kind, target in targets.items()
+            if target is not None
+        }
+
+    def area(self, site: str) -> bytes:
+        """The area of a site as it is."""
+        return (self.world.directory / site / "area").read_bytes()
+
+    @staticmethod
+    def here() -> str:
+        """The machine on whose behalf this runs."""
+        process = PROCESS.get()
+        assert process is not None
+        return process.host.name
+
+    # --- what the product does
+
+    def adopted(self, roles: Roles) -> None:
+        """A site has new roles on record."""
+        site = self.here()
+        known = self.roles.setdefault(roles.epoch, roles)
+        if known.writer != roles.writer or known.start_sequence != roles.start_sequence:
+            self.cluster.violate(f"two writers of epoch {roles.epoch}: {known} and {roles}")
+        parent = max((number for number in self.history.epochs if number < roles.epoch), default=0)
+        if roles.writer == site:
+            parent = self.epoch[site]
+        self.history.begin(roles.epoch, parent, roles.start_sequence)
+        if roles.writer == site:
+            self.began.add(roles.epoch)
+            if self.accepting:
+                self.lossy.add(roles.epoch)
+                self.cluster.files.loss_accepted = True
+        self.epoch[site] = roles.epoch
+        self.world.note(f"{site} adopts epoch {roles.epoch}: {roles.writer} from {roles.start_sequence}")
+        self.cluster.counts[f"epoch: {roles.writer} writes, {site} {role_of(roles, site)}"] += 1
+
+    def loss_acknowledged(self, queue: EntryQueue) -> None:
+        """A queue begins: with an epoch, or after a power cut."""
+        site = self.here()
+        state = queue.state()
+        changed = self.history.rebase(self.epoch[site], state.next_sequence - 1, self.area(site))
+        self.world.note(f"{site} queue begins at {state.next_sequence}, {changed} blocks rebased")
+        self.cluster.counts["rebased" if changed else "queue begun"] += 1
+
+    def entered(self, queue: EntryQueue, entries: Iterable[Entry]) -> None:
+        """Entries are in the queue."""
+        epoch = self.epoch_of_mount()
+        for entry in entries:
+            self.history.add(epoch, entry)
+        reason = queue.state().drop_reason
+        if reason in ("limit", "full"):
+            self.cluster.counts[f"queue dropped: {reason}"] += 1
+
+    def epoch_of_mount(self) -> int:
+        """The epoch in which the mount process of this machine writes."""
+        return self.cluster.mount_epoch[self.here()]
+
+    def pair_set(self, kind: str, source: str, target: str, state: str) -> None:
+        """An end of a pair has a new state on record."""
+        site = self.here()
+        if self.pairs.get((kind, source, target)) == state:
+            return
+        self.pairs[kind, source, target] = state
+        self.cluster.counts[f"pair {kind} {state}"] += 1
+        self.world.note(f"{site} pair {kind} {state}")
+        if kind == "sync" and state == "Duplex" and target in self.receivers:
+            received = self.receivers[target].received_sequence
+            self.compare(target, self.epoch[site], received, range(BLOCKS), "sync pair Duplex")
+
+    def applied(self, receiver: SetReceiver, last: Any) -> None:  # noqa: ANN401
+        """Sets were applied; D must be a state of the past."""
+        site = self.here()
+        roles = self.roles.get(self.epoch[site])
+        level = roles is not None and role_of(roles, site) == "away"
+        dirty, self.dirty[site] = self.dirty[site], set()
+        if receiver._unapplied or level:
+            self.dirty[site] = dirty
+            return
+        position = last.head.after
+        before, self.position = self.position, (position.epoch, position.sequence)
+        self.checked += 1
+        blocks: Iterable[int]
+        follows = before[0] == position.epoch and 0 <= position.sequence - before[1] < 200
+        if follows and self.checked % 20:
+            touched = self.history.epochs[position.epoch].touched if position.epoch in self.history.epochs else {}
+            for sequence in range(before[1] + 1, position.sequence + 1):
+                dirty.update(touched.get(sequence, ()))
+            blocks = sorted(dirty)
+        else:
+            blocks = range(BLOCKS)
+        self.compare(site, position.epoch, position.sequence, blocks, "applied sets")
+
+    def compare(self, site: str, epoch: int, sequence: int, blocks: Iterable[int], why: str) -> None:
+        """An area against the stream at a position; blocks that its file system does not use may differ."""
+        path = self.world.directory / site / "area"
+        with path.open("rb") as file:
+            wrong = []
+            for block in blocks:
+                file.seek(block * BLOCK)
+                if file.read(BLOCK) not in self.history.contents(epoch, sequence, block):
+                    wrong.append(block)
+        self.cluster.counts["compared"] += 1
+        if wrong:
+            used = self.allocated(site)
+            bad = [block for block in wrong if block in used]
+            if bad:
+                self.cluster.violate(
+                    f"site {site} is not the stream at ({epoch}, {sequence}) after {why}: blocks {bad[:8]}"
+                )
+
+    def allocated(self, site: str) -> set[int]:
+        """The blocks that the file system in an area uses."""
+        token = PROCESS.set(None)
+        try:
+            device = FileDevice(self.world.directory / site / "area", read_only=True)
+            try:
+                ranges = list_allocated(device)
+            finally:
+                device.close()
+        except (CorruptionError, DeviceError) as error:
+            self.cluster.violate(f"the file system at {site} cannot be read: {error}")
+            return set()
+        finally:
+            PROCESS.reset(token)
+        return {
+            block for offset, length in ranges for block in range(offset // BLOCK, (offset + length) // BLOCK)
+        }
+
+    def wrote(self, area: FileArea, offset: int, length: int) -> None:
+        """An area was written."""
+        site = area.path.parent.name
+        if site in self.dirty:
+            self.dirty[site].update(range(offset // BLOCK, (offset + length) // BLOCK))
+
+
+@contextmanager
+def watching(checkers: Checkers) -> Iterator[None]:
+    """Tell the checkers of what the product does, after it has done it."""
+
+    def after(owner: type, name: str, tell: Callable[..., None]) -> None:
+        real = getattr(owner, name)
+        replaced.append((owner, name, real))
+
+        @wraps(real)
+        def told(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+            result = real(*arguments, **named)
+            tell(result, *arguments, **named)
+            return result
+
+        setattr(owner, name, told)
+
+    replaced: list[tuple[type, str, Any]] = []
+    after(SiteState, "adopt", lambda done, _, roles: checkers.adopted(roles) if done else None)
+    after(EntryQueue, "acknowledge_loss", lambda _, queue: checkers.loss_acknowledged(queue))
+    after(EntryQueue, "append_batch", lambda _, queue, entries, *a, **k: checkers.entered(queue, entries))
+    after(SetReceiver, "_apply_sets", lambda _, self, batch, again: checkers.applied(self, batch[-1]))
+    after(FileArea, "write", lambda _, self, offset, data: checkers.wrote(self, offset, len(data)))
+    after(
+        FileArea,
+        "write_many",
+        lambda _, self, offset, buffers: checkers.wrote(self, offset, sum(map(len, buffers))),
+    )
+    after(FileArea, "discard", lambda _, self, offset, length: checkers.wrote(self, offset, length))
+
+    def paired(
+        _: Any,  # noqa: ANN401
+        self: SiteState,
+        kind: str,
+        source: str,
+        target: str,
+        state: str,
+        *more: Any,  # noqa: ANN401
+        **named: Any,  # noqa: ANN401
+    ) -> None:
+        del self, more, named
+        if source == checkers.here():
+            checkers.pair_set(kind, source, target, state)
+
+    after(SiteState, "set_pair", paired)
+
+    def made(_: None, self: SyncReceiver, *arguments: Any, **named: Any) -> None:  # noqa: ANN401
+        checkers.receivers[checkers.here()] = self
+
+    after(SyncReceiver, "__init__", made)
+    try:
+        yield
+    finally:
+        for owner, name, real in reversed(replaced):
+            setattr(owner, name, real)
