@@ -17,8 +17,9 @@ from jfs.tree import NewNode, Tree, TreeEdit, encode_new
 from jfs.volume import Volume
 
 SLICE_SECONDS = 0.002
-MERGE_ITEMS = 4096
+MERGE_ITEMS = 1024
 WRITE_NODES = 64
+LEAVES_LIMIT = 512  # new leaves in memory, some 40 KiB each, before they are written
 _FIRST_KEY = b""
 _LAST_KEY = b"\xff" * 17
 
@@ -102,11 +103,13 @@ class Checkpoint:
     given up with abandon().
     """
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, leaves_limit: int = LEAVES_LIMIT) -> None:
         self._volume = volume
+        self._leaves_limit = leaves_limit
         self._edit = TreeEdit(volume.tree, volume.cache)
-        self._addresses: list[int] = []
-        self._region: RegionCoverage | None = None
+        self._addresses: set[int] = set()  # of the new nodes
+        self._replaced = 0  # of the nodes replaced, those that were looked at
+        self._regions: list[RegionCoverage] = []
         self._tail: Segment | None = None
         self._next: Superblock | None = None
         log = volume.writer()
@@ -132,31 +135,69 @@ class Checkpoint:
         breather = Breather()
         assert volume.frozen is not None
         first = _FIRST_KEY
-        while keys := volume.frozen.page(first, _LAST_KEY, MERGE_ITEMS):
+        page_items = min(MERGE_ITEMS, 2 * self._leaves_limit + 1)  # each may change a leaf of its own
+        while keys := volume.frozen.page(first, _LAST_KEY, page_items):
             for _ in edit.apply(keys, [volume.frozen.items[key] for key in keys]):
                 await breather.breathe()
             first = keys[-1] + b"\0"
+            if edit.new_leaves > self._leaves_limit:
+                await self._write_leaves(breather)
+        self._take_back()
         placing = place_nodes(edit, volume.free_map, self._frozen.free_map)
         while True:
             try:
                 next(placing)
             except StopIteration as stop:
-                self._addresses = stop.value
+                self._addresses.update(stop.value)
+                await self._write(edit.new_nodes(), stop.value, breather)
                 break
-            await breather.breathe()
-        runs: list[Run] = merge_runs([(address, NODE_BLOCKS) for address in self._addresses])
-        if runs:
-            self._region = issue_region(volume, runs)
-        generation = volume.superblock.generation + 1
-        for address, data in node_writes(edit.new_nodes(), volume.superblock, generation):
-            for node in range(address, address + len(data) // BLOCK_BYTES, NODE_BLOCKS):
-                volume.cache.forget(node)
-            volume.device.write(address * BLOCK_BYTES, data)
             await breather.breathe()
         # Before the flush that follows: names said again later may be lost with the batches that say them.
         needed = volume.coverage.first_needed_segment()
         ordinal = self._frozen.ordinal if needed is None else min(needed, self._frozen.ordinal)
         self._tail = next(segment for segment in volume.writer().segments if segment.ordinal >= ordinal)
+
+    async def _write_leaves(self, breather: Breather) -> None:
+        """Write the new leaves there are, so that memory does not grow with the leaves that change.
+
+        One that changes again after that gets another place.
+        """
+        edit, frozen_map = self._edit, self._frozen.free_map
+        self._take_back()
+        leaves = [(level, node) for level, node in edit.new_nodes() if level == 0]
+        taken = self._volume.free_map.allocate_nodes(len(leaves))
+        self._addresses.update(taken)
+        for (_, leaf), address in zip(leaves, taken, strict=True):
+            leaf.address = address
+            frozen_map.set(address, NODE_BLOCKS, used=True)
+        await self._write(leaves, taken, breather)
+        edit.settle_leaves()
+
+    def _take_back(self) -> None:
+        """The places of leaves that were written and have changed since: nothing ever led to them."""
+        replaced = self._edit.replaced
+        latest = replaced[self._replaced :]
+        replaced[self._replaced :] = [address for address in latest if address not in self._addresses]
+        self._replaced = len(replaced)
+        for address in self._addresses.intersection(latest):
+            self._addresses.remove(address)
+            self._frozen.free_map.set(address, NODE_BLOCKS, used=False)
+            self._volume.free_map.release(address, NODE_BLOCKS)
+
+    async def _write(
+        self, nodes: list[tuple[int, NewNode]], addresses: list[int], breather: Breather
+    ) -> None:
+        """Issue new nodes at these addresses, which the log names first."""
+        volume = self._volume
+        runs: list[Run] = merge_runs([(address, NODE_BLOCKS) for address in addresses])
+        if runs:
+            self._regions.append(issue_region(volume, runs))
+        generation = volume.superblock.generation + 1
+        for address, data in node_writes(nodes, volume.superblock, generation):
+            for node in range(address, address + len(data) // BLOCK_BYTES, NODE_BLOCKS):
+                volume.cache.forget(node)
+            volume.device.write(address * BLOCK_BYTES, data)
+            await breather.breathe()
 
     def issue_superblock(self, *, clean: bool) -> None:
         """Issue the superblock; it takes effect, and finish() may be called, when a flush has covered it."""
@@ -181,8 +222,11 @@ class Checkpoint:
         )
         self._next = following
         volume.superblock_sequence = sequence
-        if self._region is not None:
-            self._region.settled_sequence = sequence
+        self._settle_regions(sequence)
+
+    def _settle_regions(self, sequence: int) -> None:
+        for region in self._regions:
+            region.settled_sequence = sequence
 
     def finish(self) -> None:
         """The superblock is durable: the old tree's nodes and the log before the tail are free."""
@@ -209,6 +253,5 @@ class Checkpoint:
         volume.free_map.thaw(written=False)
         for address in self._addresses:
             volume.free_map.release(address, NODE_BLOCKS)
-        if self._region is not None:
-            self._region.settled_sequence = volume.device.issued_sequence
+        self._settle_regions(volume.device.issued_sequence)
         volume.changed = True

@@ -76,7 +76,8 @@ class FrozenMap:
         self.frozen_groups = frozenset(dirty)
         self.free_blocks = used_free_blocks
 
-    def _bits(self, group: int) -> bitarray:
+    def bits(self, group: int) -> bitarray:
+        """A group as the checkpoint writes it."""
         bits = self._groups.get(group)
         if bits is None:
             bits = self._groups[group] = decode_group(self._load(group), group)
@@ -88,7 +89,7 @@ class FrozenMap:
     def set(self, start: int, count: int, *, used: bool) -> None:
         """Make a run used or free; harmless when it is already."""
         for group, bit, part in pieces(start, count):
-            bits = self._bits(group)
+            bits = self.bits(group)
             before = bits.count(1, bit, bit + part)
             bits[bit : bit + part] = used
             self.free_blocks += before - (part if used else 0)
@@ -272,27 +273,33 @@ class FreeMap:
         found = self._take_run(count, near, self.reserve_blocks)
         return self._take_run(count, 0, FIRST_BLOCK) if found is None else found
 
-    def _take_run(self, count: int, near: int, low: int) -> int | None:
-        start = self._find(count, max(near, low), low, self._group_count + 1)
+    def _take_run(self, count: int, near: int, low: int, frozen: FrozenMap | None = None) -> int | None:
+        start = self._find(count, max(near, low), low, self._group_count + 1, frozen)
         if start < 0:
             return None
         self._take_at(start, count, [])
         return start
 
     def allocate_nodes(self, count: int) -> list[int]:
-        """Addresses for tree nodes, ascending where possible. NoSpace leaves the map as it was."""
+        """Addresses for tree nodes, ascending where possible. NoSpace leaves the map as it was.
+
+        Not in blocks that were freed after the freeze: the log behind the checkpoint frees them again when it
+        is replayed, and would then free the node.
+        """
         addresses: list[int] = []
         want = CONTIGUOUS_BLOCKS
         while len(addresses) < count:
             want = min(want, (count - len(addresses)) * NODE_BLOCKS)
-            start = self._find(want, self._node_cursor, self.reserve_blocks, PATIENCE_GROUPS)
+            start = self._find(want, self._node_cursor, self.reserve_blocks, PATIENCE_GROUPS, self._frozen)
             if start < 0 and want > NODE_BLOCKS:
                 want = max(want // 2 // NODE_BLOCKS, 1) * NODE_BLOCKS
                 continue
             if start >= 0:
                 self._take_at(start, want, [])
             else:
-                found = self.allocate_contiguous(NODE_BLOCKS, self._node_cursor)
+                found = self._take_run(NODE_BLOCKS, self._node_cursor, self.reserve_blocks, self._frozen)
+                if found is None:
+                    found = self._take_run(NODE_BLOCKS, 0, FIRST_BLOCK, self._frozen)
                 if found is None:
                     for address in addresses:
                         self.release(address, NODE_BLOCKS)
@@ -315,10 +322,13 @@ class FreeMap:
             runs.append((start, taken))
         return taken
 
-    def _find(self, count: int, position: int, low: int, patience: int) -> int:
+    def _find(
+        self, count: int, position: int, low: int, patience: int, frozen: FrozenMap | None = None
+    ) -> int:
         """The start of a free run of `count` blocks at or after `position`, then from `low`; or -1.
 
-        Looks into at most `patience` groups that are not full. A run does not cross a group's end.
+        Looks into at most `patience` groups that are not full. A run does not cross a group's end. With
+        `frozen` it is free there as well.
         """
         wanted = zeros(count, "little")
         if position >= self.total_blocks:
@@ -333,12 +343,12 @@ class FreeMap:
                     return -1
                 group, bit, wrapped = low_group, low_bit, True
                 continue
-            bits = self._bits(group)
+            bits = self._bits(group) if frozen is None else self._bits(group) | frozen.bits(group)
             begin = bit if group * GROUP_BLOCKS + bit >= low else low_bit
             found = bits.find(wanted, begin)
             if found >= 0:
                 return group * GROUP_BLOCKS + found
-            if begin == 0 and count == 1:
+            if begin == 0 and count == 1 and frozen is None:
                 self._full[group] = 1
             patience -= 1
             group, bit = group + 1, 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from jfs.checkpoint import Checkpoint
+from jfs.checkpoint import LEAVES_LIMIT, Checkpoint
 from jfs.commit import (
     Housekeeping,
     checkpoint_housekeeping,
@@ -49,6 +49,7 @@ class StoreOptions:
     checkpoint_bytes: int = 16 << 20  # of log, between two checkpoints; at most a quarter of the log's limit
     overlay_items: int = 200_000
     overlay_bytes: int = 32 << 20
+    merge_leaves: int = LEAVES_LIMIT  # of the new tree, in memory at once
     pending_items: int = 20_000
     pending_bytes: int = 4 << 20
     cache_bytes: int = DEFAULT_CACHE_BYTES
@@ -378,7 +379,7 @@ class Store:
             is_marked = volume.superblock.clean or not clean
             if is_marked and changes.is_empty() and not volume.changed and len(log.segments) == 1:
                 return None
-            checkpoint = Checkpoint(volume)
+            checkpoint = Checkpoint(volume, self.options.merge_leaves)
             try:
                 await self._order_new_data(changes)
                 issue_changes(

@@ -251,6 +251,7 @@ class TreeEdit:
         self._root: Reference = NewLeaf([], []) if tree is None else tree.root
         self.height = 1 if tree is None else tree.height
         self.replaced: list[int] = []
+        self.new_leaves = 0  # in memory, about
         self._keys: Sequence[bytes] = ()
         self._values: Sequence[bytes | None] = ()
         self._join = True
@@ -313,7 +314,9 @@ class TreeEdit:
         pairs = sorted([(key, value) for key, value in merged.items() if value is not None])
         leaf.keys = [key for key, _ in pairs]
         leaf.values = [value for _, value in pairs]
-        return _split_leaf(leaf)
+        made = _split_leaf(leaf)
+        self.new_leaves += len(made) - 1
+        return made
 
     def _new_leaf(self, reference: Reference) -> NewLeaf:
         if isinstance(reference, NewLeaf):
@@ -322,6 +325,7 @@ class TreeEdit:
         leaf = self._cache.node(reference, 0)
         assert isinstance(leaf, Leaf)
         self.replaced.append(reference)
+        self.new_leaves += 1
         return NewLeaf(list(leaf.keys), leaf.values())
 
     def _new_branch(self, reference: Reference, level: int, *, peek: bool = False) -> NewBranch:
@@ -376,6 +380,17 @@ class TreeEdit:
 
         visit(self._root, self.height - 1)
         return found
+
+    def settle_leaves(self) -> None:
+        """Every new leaf is on the device at its address: from now on only that is known of it."""
+
+        def address_of(reference: Reference) -> Reference:
+            if isinstance(reference, NewBranch):
+                reference.children = list(map(address_of, reference.children))
+            return reference.address if isinstance(reference, NewLeaf) else reference
+
+        self._root = address_of(self._root)
+        self.new_leaves = 0
 
     @property
     def root(self) -> int:

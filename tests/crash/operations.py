@@ -13,8 +13,8 @@ import trio
 
 from jfs.errors import FileSystemError, NoSpace
 from jfs.filesystem import RENAME_EXCHANGE, FileSystem, Node, Owner
-from jfs.store import StoreOptions
 from tests.crash.recording import Recording, pattern
+from tests.jfs.crash_model import small_store
 
 ROOT = 1
 OPERATION_BYTES = 4
@@ -27,7 +27,7 @@ class Script:
 
     def __init__(self, recording: Recording, chance: random.Random) -> None:
         self.recording = recording
-        self.options = StoreOptions(checkpoint_bytes=chance.choice((1, 4, 64)) << 16, linger_seconds=0.0)
+        self.options = small_store(chance.choice((1, 4, 64)) << 16)
         self.scale = chance.choice((1, 1, 8))  # the last one fills the volume
         self.held: list[int] = []
         self.arguments = (0, 0, 0)

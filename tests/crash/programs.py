@@ -12,8 +12,8 @@ import trio
 
 from jfs.errors import NoSpace
 from jfs.filesystem import FileSystem, Owner
-from jfs.store import StoreOptions
 from tests.crash.recording import Recording, pattern
+from tests.jfs.crash_model import small_store
 
 TRACES = Path(__file__).parent / "traces"
 NAMES = tuple(sorted(path.stem for path in TRACES.glob("*.trace")))
@@ -50,7 +50,7 @@ class Program:
 
     async def run(self, name: str) -> None:
         """All of it; the file system is closed."""
-        options = StoreOptions(checkpoint_bytes=self.chance.choice((1, 4)) << 16, linger_seconds=0.0)
+        options = small_store(self.chance.choice((1, 4)) << 16)
         self.fs = await self.recording.open(options)
         async with trio.open_nursery() as nursery:
             for method, arguments, options_given, made in read_trace(name):

@@ -32,6 +32,13 @@ FILE_BLOCKS = 12
 STAMP = struct.Struct("<QQQ")
 
 
+def small_store(checkpoint_bytes: int) -> StoreOptions:
+    """Options that make what a large volume does happen on a small one: many checkpoints, in many parts."""
+    return StoreOptions(
+        checkpoint_bytes=checkpoint_bytes, merge_leaves=checkpoint_bytes >> 16, linger_seconds=0
+    )
+
+
 def stamped(ino: int, file_block: int, version: int, count: int) -> bytes:
     """Blocks of a file in which every sector says which it is."""
     sectors = [
@@ -218,7 +225,7 @@ async def crash_story(
     made = len(device.history)
     state = State()
     for _ in range(lives):
-        options = StoreOptions(checkpoint_bytes=rng.choice((1, 4, 64)) << 16, linger_seconds=0)
+        options = small_store(rng.choice((1, 4, 64)) << 16)
         store = await Store.open(device, options=options)
         workload = Workload(device, store, rng, state)
         await workload.run(rng.randint(1, rng.choice(steps)))

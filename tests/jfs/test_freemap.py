@@ -172,6 +172,23 @@ def test_the_frozen_map_is_the_moment_of_the_freeze() -> None:
     assert [decode_group(value, 3).count() for _, value in frozen.take_changed()] == [0]
 
 
+def test_a_node_is_not_put_where_blocks_were_freed_after_the_freeze() -> None:
+    """The log behind the checkpoint says that they were freed; replayed, it would free the node."""
+    free_map = make_map(reserve=2)
+    free_map.set_used(0, TOTAL)
+    free_map.set_free(2000, NODE_BLOCKS)
+    free_map.freeze()
+    for start in (100, 3000):
+        free_map.pin(start, 4 * NODE_BLOCKS)
+        free_map.unpin(start, 4 * NODE_BLOCKS)
+    assert free_map.allocate_nodes(1) == [2000]
+    with pytest.raises(NoSpace):
+        free_map.allocate_nodes(1)
+    free_map.thaw(written=True)
+    free_map.freeze()
+    assert len(free_map.allocate_nodes(8)) == 8
+
+
 def test_an_abandoned_freeze_is_written_next_time() -> None:
     free_map = make_map()
     free_map.set_used(10, 5)

@@ -7,10 +7,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from jfs.checkpoint import Breather, Checkpoint
 from jfs.errors import CorruptionError, DeviceError, FileSystemError
 from jfs.layout import BLOCK_BYTES, EXTENT, INODE, encode_extent, key_range, make_key
 from jfs.replay import Replayer, load_volume, log_reader
 from jfs.store import Store, StoreOptions
+from jfs.tree import NewNode
 from tests.jfs.store_world import (
     EVERYTHING,
     QUICK,
@@ -346,3 +348,36 @@ async def test_inode_numbers_are_not_used_again() -> None:
     await again.checkpoint()
     third = await reopened(again)
     assert third.allocate_ino() == second + 1
+
+
+async def test_a_checkpoint_holds_few_leaves_however_many_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    write = Checkpoint._write
+
+    async def counting(
+        checkpoint: Checkpoint, nodes: list[tuple[int, NewNode]], addresses: list[int], breather: Breather
+    ) -> None:
+        held.append(sum(level == 0 for level, _ in nodes))
+        await write(checkpoint, nodes, addresses, breather)
+
+    monkeypatch.setattr(Checkpoint, "_write", counting)
+    store = await make_store(options=replace(QUICK, merge_leaves=4))
+    items = {make_key(ino, INODE): b"%300d" % ino for ino in range(16, 4016)}
+    for key, value in items.items():
+        store.put(key, value)
+    await store.checkpoint()
+    assert store.volume.tree.height > 1
+    for turn in range(3):
+        for key in list(items)[turn::40]:  # in nearly every leaf
+            items[key] = b"%350d" % turn
+            store.put(key, items[key])
+        for key in list(items)[turn * 900 :][:500]:
+            del items[key]
+            store.delete(key)
+        await store.checkpoint()
+    assert sum(held) > 200
+    assert max(held) < 30
+    assert dict(store.scan(*EVERYTHING)) == items
+    store = await reopened(store)
+    assert dict(store.scan(*EVERYTHING)) == items
+    check_blocks(store)
