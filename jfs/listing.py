@@ -9,7 +9,7 @@ from jfs.coverage import PIECE_BLOCKS, FileCoverage
 from jfs.device import BLOCK_BYTES, BlockDevice
 from jfs.errors import CorruptionError
 from jfs.inode import Inode
-from jfs.layout import INODE, ROOT_INO, SUPERBLOCK_SLOTS, make_key
+from jfs.layout import FIRST_FILE_INO, INODE, ROOT_INO, SUPERBLOCK_SLOTS, make_key, split_key
 from jfs.replay import LogEnd, load_volume, read_superblock
 from jfs.runs import Run, merge_runs
 from jfs.volume import Volume
@@ -111,6 +111,21 @@ def _list_file(volume: Volume, covered: FileCoverage) -> ListedFile:
     return ListedFile(
         covered.ino, path, merge_runs(file_ranges), merge_runs(block_runs), inode.size_bytes, why
     )
+
+
+def every_file(listing: Listing) -> Iterator[ListedFile]:
+    """All files of the volume as if the log named them whole, in the order of inodes."""
+    volume = listing.volume
+    following = FIRST_FILE_INO
+    while following < volume.next_ino:
+        # The items of a file follow its inode; the next inode is looked for behind all of them.
+        found = next(iter(volume.scan(make_key(following, INODE), make_key(volume.next_ino, 0))), None)
+        if found is None:
+            return
+        ino = split_key(found[0])[0]
+        if volume.get(make_key(ino, INODE)) is not None:
+            yield _list_file(volume, FileCoverage(ino, None, 0))
+        following = ino + 1
 
 
 def _covered_parts(file_block: int, count: int, pieces: set[int] | None) -> Iterator[Run]:

@@ -191,7 +191,7 @@ class PromoteReply(msgspec.Struct, frozen=True, kw_only=True):
 
 class Promote(ControlRequest[PromoteReply], frozen=True, kw_only=True):
     """Become the writer of `epoch`; the site itself says from which sequence on. Asking again changes
-    nothing.
+    nothing. `over_fork`: it writes already, and another site does in an epoch of the same number.
     """
 
     method = "promote"
@@ -200,6 +200,7 @@ class Promote(ControlRequest[PromoteReply], frozen=True, kw_only=True):
     epoch: int
     async_to: SiteName | None
     drained_sequence: int | None = None
+    over_fork: bool = False
 
 
 class AdoptReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from replication.channel import Channel
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.frames import NO_VOLUME, Frame, FrameType
 from replication.messages import Hello, RefusalCode, Refused, Welcome, decode_json, encode_json
-from replication.roles import Roles
+from replication.roles import Purpose, Roles, fork_sentence, is_fork
 
 GREETING_SECONDS = 10.0
 
@@ -19,7 +19,12 @@ async def greet(
     channel.send_nowait(encode_json(hello, volume, epoch))
     frame = await _first_frame(channel, timeout_seconds)
     raise_if_refused(frame)
-    return decode_json(frame, Welcome)
+    welcome = decode_json(frame, Welcome)
+    ours, theirs = hello.roles, welcome.roles
+    if hello.purpose != Purpose.CONTROL and ours is not None and theirs is not None and is_fork(ours, theirs):
+        # It should have refused; no data goes to a site that believes in another writer of this epoch.
+        raise PeerRefused(fork_sentence((ours, theirs)), theirs, RefusalCode.FENCED)
+    return welcome
 
 
 async def await_hello(channel: Channel, *, timeout_seconds: float = GREETING_SECONDS) -> Hello:

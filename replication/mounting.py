@@ -27,7 +27,7 @@ from replication.pair import ASKED, Kind, Pair, State
 from replication.parts import Place, SitePaths, prepare
 from replication.procedures.survey import take_survey
 from replication.ranges import normalise
-from replication.roles import Roles, others, should_adopt, superseded_sentence
+from replication.roles import Roles, fork_sentence, is_fork, others, should_adopt, superseded_sentence
 from replication.site_listing import allocated_of
 from replication.state import SiteState, StateError, VolumeIdentity
 from vsap.area import FileArea
@@ -307,6 +307,10 @@ async def check_roles(place: Place) -> Roles:
         report.volume is None or report.volume.uuid == str(state.identity.uuid)
         for report in survey.reports.values()
     )
+    if same and newest is not None and newest.epoch == roles.epoch:
+        theirs = [report.roles for report in survey.reports.values() if report.roles is not None]
+        if forked := [one for one in theirs if is_fork(roles, one)]:
+            raise MountRefused(fork_sentence((roles, forked[0])))
     if newest is not None and same and should_adopt(roles, newest):
         await _adopt_here(place, newest)
         roles = newest

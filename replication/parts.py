@@ -14,7 +14,7 @@ from jfs.errors import CorruptionError
 from replication.config import Config, SiteName
 from replication.position import NOWHERE, Position
 from replication.received_record import ReceivedRecord
-from replication.roles import Roles, role_of
+from replication.roles import Roles, parting, role_of
 from replication.set_journal import SetJournal
 from replication.state import SiteState, VolumeIdentity
 from vsap.area import FileArea
@@ -160,6 +160,21 @@ def missed_an_epoch(state: SiteState) -> bool:
     return len(history) > 1 and history[-1].epoch - history[-2].epoch > 1
 
 
+def parted_at(place: Place) -> int | None:
+    """Where what the area of this site holds left the history of the newest roles; None: it did not.
+
+    A site that was brought level since holds nothing of its own any more.
+    """
+    roles = place.state.roles
+    if roles is None:
+        return None
+    seen = [one for one in place.state.history() if one.epoch < roles.epoch]
+    while seen and role_of(seen[-1], place.site) == "away":
+        seen.pop()
+    found = parting(seen, roles)
+    return None if found is None or _levelled_at(place, roles) else found
+
+
 def prepare(place: Place) -> None:
     """Set the site's parts up for the newest roles; does nothing when that was done before.
 
@@ -170,7 +185,8 @@ def prepare(place: Place) -> None:
         return
     before = previous_part(place.state, place.site)
     part = role_of(roles, place.site)
-    if before in {"writer", "sync"} and part != "writer" and missed_an_epoch(place.state):
+    parted = parted_at(place) is not None
+    if part != "writer" and (parted or (before in {"writer", "sync"} and missed_an_epoch(place.state))):
         before = "away"  # where it stood says nothing of what was written without it
     if part == "writer":
         _prepare_writer(place, roles, before)

@@ -5,20 +5,26 @@ It was the writer, or the synchronous secondary of a writer that is gone, when o
 overwritten.
 """
 
+import errno
+import logging
 from typing import Final
 
 from jfs.errors import CorruptionError, DeviceError
 from replication.control import MOST_RANGES, Range
-from replication.parts import Place, previous_part
+from replication.parts import Place, parted_at, previous_part
 from replication.position import NOWHERE
 from replication.quarantine import KeptFile, QuarantineWriter
 from replication.ranges import coarsened, normalise, pieces
+from replication.roles import role_of
 from replication.set_journal import JournalError
-from replication.site_listing import local_files, local_ranges
+from replication.site_listing import allocated_of, local_files, local_ranges
 from replication.state import LevelRecord
-from vsap.area import FileArea
+from vsap.area import FileArea, is_being_written
 from vsap.entry import write_entry
 from vsap.queue import EntryQueue
+from vsap.virtual import apply_entries
+
+log = logging.getLogger(__name__)
 
 READ_BYTES: Final = 1 << 20
 
@@ -30,12 +36,19 @@ def keep_own_writes(place: Place, after_sequence: int) -> LevelRecord:
     """
     roles = place.state.roles
     epoch = 0 if roles is None else roles.epoch
+    parted = parted_at(place)
+    if parted is not None:
+        after_sequence = parted
     writer = QuarantineWriter(place.paths.quarantine, epoch, after_sequence)
     try:
         area = FileArea(place.paths.area)
         try:
-            ranges, complete, reason = _collect(place, area, writer, after_sequence)
-            path = writer.finish(place.site, _files_in(place, writer.ranges), complete=complete)
+            if parted is not None:
+                ranges, complete, reason = _of_fork(place, area, writer, parted)
+            else:
+                ranges, complete, reason = _collect(place, area, writer, after_sequence)
+            files = _files_in(place, writer.ranges, every=parted is not None)
+            path = writer.finish(place.site, files, complete=complete)
         finally:
             area.close()
     except BaseException:
@@ -51,6 +64,62 @@ def keep_own_writes(place: Place, after_sequence: int) -> LevelRecord:
         quarantined_bytes=writer.bytes if path is not None else 0,
         reason=reason,
     )
+
+
+def keep_before_following(place: Place) -> None:
+    """What a site has that wrote in another epoch of the same number is kept before it follows the other.
+
+    Nothing to do where it is in the history, or away: then it is prepared by `keep_own_writes`. Blocks.
+    DeviceError while a mount process still runs here, OSError where the host refuses: nothing was lost.
+    """
+    roles = place.state.roles
+    if roles is None or place.state.prepared_epoch == roles.epoch:
+        return
+    if role_of(roles, place.site) not in {"sync", "async"} or parted_at(place) is None:
+        return
+    if is_being_written(place.paths.writer_lock):
+        raise DeviceError(
+            errno.EBUSY,
+            f"site {place.site} was not chosen to go on and a mount process still runs there; unmount it: "
+            "then what it alone has is kept, and it follows",
+        )
+    record = keep_own_writes(place, roles.start_sequence)
+    log.warning("site %s: %s; it is kept in %s", place.site, record.reason, record.quarantine)
+
+
+def _of_fork(
+    place: Place, area: FileArea, writer: QuarantineWriter, parted: int
+) -> tuple[list[Range], bool, str]:
+    """It wrote while others did, in an epoch that is none of theirs: everything after `parted` is kept.
+
+    A writer without followers keeps no entries, and no names in its log; its positions name what it wrote.
+    Where they do not reach back far enough, everything in use is kept.
+    """
+    queue = place.open_queue()
+    try:
+        _complete_area(area, queue)
+    finally:
+        queue.close()
+    positions = place.open_positions()
+    try:
+        known = positions.trusted and positions.covered_from <= parted
+        ranges = positions.ranges_after(parted) if known else []
+    finally:
+        positions.close()
+    if not known:
+        ranges = allocated_of(place)
+    _keep_blocks(area, writer, ranges)
+    what = "what it wrote since" if known else "everything in use, because its write positions are lost,"
+    return [], False, f"it parted from the others at sequence {parted}; {what} is kept"
+
+
+def _complete_area(area: FileArea, queue: EntryQueue) -> None:
+    """What a killed mount left in the queue is in the area (P3)."""
+    following = queue.state().common_flush_sequence + 1
+    while entries := queue.read(following):
+        apply_entries(area, entries)
+        following = entries[-1].sequence + 1
+    area.flush()
 
 
 def _collect(
@@ -145,11 +214,14 @@ def _keep_blocks(area: FileArea, writer: QuarantineWriter, ranges: list[Range]) 
         writer.add([write_entry(0, 0, offset, area.read(offset, length))])
 
 
-def _files_in(place: Place, ranges: list[Range]) -> list[KeptFile]:
-    """The files of this site's own log that the kept blocks belong to; none when the log cannot be read."""
+def _files_in(place: Place, ranges: list[Range], *, every: bool) -> list[KeptFile]:
+    """The files of this site's own log that the kept blocks belong to; none when the log cannot be read.
+
+    `every`: of the whole volume, also those that the log does not name.
+    """
     if not ranges:
         return []
     try:
-        return local_files(place.paths.area, ranges)
+        return local_files(place.paths.area, ranges, every=every)
     except (CorruptionError, DeviceError):
         return []

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from jfs.device import BLOCK_BYTES, FileDevice
-from jfs.listing import ListedFile, Listing, read_listing
+from jfs.listing import ListedFile, Listing, every_file, read_listing
 from jfs.runs import Run
 from replication.control import FileReport, ListingReply, Range
 from replication.listing import in_bytes, list_allocated
@@ -58,10 +58,14 @@ def told_path(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def local_files(area: Path, kept: list[Range]) -> list[KeptFile]:
-    """The files the log names that have blocks in `kept` (normalised ranges of the volume), and which."""
+def local_files(area: Path, kept: list[Range], *, every: bool = False) -> list[KeptFile]:
+    """The files the log names that have blocks in `kept` (normalised ranges of the volume), and which.
+
+    `every`: all files of the volume, also those that the log does not name.
+    """
     with opened_listing(area) as listing:
-        found = [_kept_file(listing, file, kept) for file in listing.files]
+        files = every_file(listing) if every else listing.files
+        found = [_kept_file(listing, file, kept) for file in files]
     return [file for file in found if file.pieces]
 
 

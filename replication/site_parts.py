@@ -13,6 +13,7 @@ import trio
 from replication.nursery import serving_nursery
 from replication.parts import Place, prepare
 from replication.received_record import ReceivedRecord
+from replication.returning import keep_before_following
 from replication.roles import role_of
 from replication.set_receiver import SetReceiver
 from replication.site_writer import WriterPart
@@ -72,6 +73,7 @@ async def open_part(site: "Site") -> AsyncIterator[Part]:
     if roles is None or place.state.identity is None:
         yield AwayPart("the site has no volume yet; make one with `trisite mkfs`")
         return
+    await trio.to_thread.run_sync(keep_before_following, place)
     await trio.to_thread.run_sync(prepare, place)
     part = role_of(roles, place.site)
     if part == "away" and place.state.level is None:

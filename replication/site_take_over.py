@@ -8,7 +8,7 @@ import trio
 from replication.config import SITE_NAMES, SiteName
 from replication.control import ControlError, Promote, PromoteReply
 from replication.received_record import Facts
-from replication.roles import Roles, role_of, superseded_sentence
+from replication.roles import Roles, following, role_of, superseded_sentence
 from replication.set_receiver import NotConsistent
 from replication.site_parts import FollowPart, SyncPart, WriterPart
 from replication.state import TakeOverRecord
@@ -45,6 +45,8 @@ async def promote(site: "Site", request: Promote) -> PromoteReply:
         return PromoteReply(
             roles=roles, lost=None, sentence="how this site became the writer is not on record"
         )
+    if request.over_fork and request.epoch > roles.epoch and isinstance(site.part, WriterPart):
+        return await _from_fork(site, site.part, roles, request)
     if request.epoch != roles.epoch + 1:
         raise ControlError(
             f"site {site.name} is in epoch {roles.epoch} and cannot become the writer of "
@@ -76,12 +78,13 @@ async def _from_sync(
             "bring the primary site back to finish it"
         )
     proven, sentence = proof_of(facts, roles)
-    new = Roles(
+    new = following(
+        roles,
         epoch=epoch,
         writer=site.name,
         async_to=async_to,
         start_sequence=part.receiver.received_sequence,
-        since=time.time_ns(),
+        now_ns=time.time_ns(),
     )
     # From here on nothing of the old writer is applied, so that sequence is final. The new roles are told to
     # nobody before they are on record: a kill in between must not leave a site that believes in them.
@@ -108,14 +111,40 @@ async def _from_async(
         lost, sentence = missing, f"at least the writes {position.sequence + 1} to {site.state.newest_known}"
     else:
         lost, sentence = None, "not known: no surviving site knows what was acknowledged last"
-    new = Roles(
+    new = following(
+        roles,
         epoch=request.epoch,
         writer=site.name,
         async_to=async_to,
         start_sequence=position.sequence,
-        since=time.time_ns(),
+        now_ns=time.time_ns(),
     )
     return await _become_writer(site, new, lost, sentence, as_of_ns=part.receiver.newest_ns)
+
+
+async def _from_fork(site: "Site", part: WriterPart, roles: Roles, request: Promote) -> PromoteReply:
+    """Another site was promoted to the same epoch, and the operator chose this one: a higher number ends it.
+
+    Nothing may be written while the number changes, so the volume must not be mounted here.
+    """
+    if site.link.connected:
+        raise ControlError(
+            f"the volume is mounted at site {site.name}; unmount it for the moment in which the fork is "
+            "settled, and run again",
+            "mounted",
+        )
+    await trio.to_thread.run_sync(part.bring_to_rest, site.place)
+    async_to = _site_name(request.async_to)
+    new = following(
+        roles,
+        epoch=request.epoch,
+        writer=site.name,
+        async_to=async_to,
+        start_sequence=part.queue.state().next_sequence - 1,
+        now_ns=time.time_ns(),
+    )
+    sentence = "not known: what only the other writer of the epoch has goes to its quarantine"
+    return await _become_writer(site, new, None, sentence)
 
 
 async def _become_writer(

@@ -266,22 +266,30 @@ class SiteState:
         # In one transaction: where the host refuses it, the site still has what it had.
         fresh: dict[bytes, object] = dict.fromkeys(keys)
         fresh |= {KEY_FORMAT: FORMAT_VERSION, KEY_IDENTITY: identity, KEY_ROLES: roles}
-        self._put_all(fresh | {_history_key(roles.epoch): roles})
+        self._put_all(fresh | {_history_key(roles.epoch): _bare(roles)})
 
     def adopt(self, roles: Roles) -> bool:
         """Take over `roles` if their epoch is higher than the own one; whether they were taken over."""
         if not should_adopt(self.roles, roles):
             return False
-        self._put_all({KEY_ROLES: roles, _history_key(roles.epoch): roles})
+        self._put_all({KEY_ROLES: roles, _history_key(roles.epoch): _bare(roles)})
         return True
 
     def history(self) -> list[Roles]:
-        """The roles of every epoch this site has seen, oldest first."""
+        """The roles of every epoch this site has seen, oldest first; without the ancestors."""
         return self._all(PREFIX_HISTORY, Roles)
 
     def epoch_starts(self) -> list[tuple[int, int]]:
-        """`(epoch, last sequence before it)` of every epoch this site has seen, oldest first."""
-        return [(roles.epoch, roles.start_sequence) for roles in self.history()]
+        """`(epoch, last sequence before it)` of every epoch of the present history, oldest first.
+
+        What another writer of the same number wrote, and this site saw, is none of it.
+        """
+        roles = self.roles
+        if roles is None:
+            return []
+        line = {one.epoch: one.start_sequence for one in roles.line()}
+        early = {one.epoch: one.start_sequence for one in self.history() if one.epoch < min(line)}
+        return sorted((early | line).items())
 
     def pairs(self) -> list[PairRecord]:
         """The pairs this site has an end of, with state, time and reason of the last change."""
@@ -433,6 +441,11 @@ def _newest_number(transaction: lmdb.Transaction) -> int:
     found = cursor.prev() if cursor.set_range(PREFIX_EVENT + b"\xff" * 9) else cursor.last()
     key = bytes(cursor.key()) if found else b""
     return int.from_bytes(key[len(PREFIX_EVENT) :], "big") if key.startswith(PREFIX_EVENT) else 0
+
+
+def _bare(roles: Roles) -> Roles:
+    """Without the ancestors, which are in the history themselves: it would grow with the square of it."""
+    return msgspec.structs.replace(roles, ancestors=())
 
 
 def _history_key(epoch: int) -> bytes:

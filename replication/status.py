@@ -7,7 +7,7 @@ from replication.control import SiteReport
 from replication.pair import State
 from replication.procedures.plan import Survey
 from replication.procedures.survey import take_survey
-from replication.roles import Roles, iso_text, role_of
+from replication.roles import Roles, fork_sentence, iso_text, role_of
 from replication.state import PairKind
 
 
@@ -51,12 +51,22 @@ class SiteStatus(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
 
 
+class ForkStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several writers of the same epoch, which did not see each other when they were promoted."""
+
+    writer: SiteName
+    epoch: int
+    term: str
+    since: str
+    start_sequence: int
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The snapshot, with the fields of `status --json`.
 
     `writer` is that of the newest epoch any site knows; `lag_seconds` None where no reachable site knows it;
     `armed` says whether C could take over with nothing lost and bring D level at once, `armed_reason` why or
-    why not; `warnings` are sentences.
+    why not; `warnings` are sentences; `forks` are the writers of an epoch that has more than one.
     """
 
     volume: str
@@ -70,6 +80,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     armed: bool
     armed_reason: str
     warnings: list[str]
+    forks: list[ForkStatus]
 
 
 async def collect(config: Config) -> Status:
@@ -99,6 +110,16 @@ def snapshot(volume: str, survey: Survey, config: Config) -> Status:
         ),
         lag_seconds=queue.lag_seconds if queue is not None else None,
         log=_log(writer),
+        forks=[
+            ForkStatus(
+                writer=one.writer,
+                epoch=one.epoch,
+                term=one.term,
+                since=iso_text(one.since),
+                start_sequence=one.start_sequence,
+            )
+            for one in survey.forks()
+        ],
         sites={name: _site(survey, name, roles) for name in config.sites},
         armed=armed,
         armed_reason=armed_reason,
@@ -250,6 +271,8 @@ def _warnings(
     found = [f"site {site} does not answer: {survey.why_silent(site)}" for site in survey.silent]
     if (sentence := survey.disagreement()) is not None:
         found.append(sentence)
+    if forks := survey.forks():
+        found.append(fork_sentence(forks))
     if roles is None:
         return found
     for site, report in survey.reports.items():

@@ -12,7 +12,7 @@ import msgspec
 from replication.config import SITE_NAMES, SiteName
 from replication.control import ListingReply, SiteReport
 from replication.procedures.results import ProcedureRefused
-from replication.roles import Roles, role_of, time_text
+from replication.roles import Roles, fork_sentence, parting, role_of, time_text
 from replication.words import size
 
 
@@ -36,6 +36,25 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
         known = [report.roles for report in self.reports.values() if report.roles is not None]
         return max(known, key=lambda roles: roles.epoch, default=None)
 
+    def forks(self) -> list[Roles]:
+        """The roles of the newest epoch where sites know more than one of its number; empty: they agree."""
+        newest = self.newest()
+        told = [self.reports[site].roles for site in SITE_NAMES if site in self.reports]
+        found = {
+            one.identity: one
+            for one in told
+            if one is not None and newest is not None and one.epoch == newest.epoch
+        }
+        return list(found.values()) if len(found) > 1 else []
+
+    def own_writes(self, site: SiteName, winner: Roles) -> int | None:
+        """How many writes only `site` has that wrote beside `winner`; None where it does not say."""
+        report = self.reports.get(site)
+        parted = parting(report.history, winner) if report is not None else None
+        if report is None or parted is None or report.next_sequence is None:
+            return None
+        return report.next_sequence - 1 - parted
+
     def disagreement(self) -> str | None:
         """What to tell where sites hold different volumes, which no procedure may mix; None: they do not."""
         holders: dict[str, list[str]] = {}
@@ -58,7 +77,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The steps of a procedure from the roles that hold now; `via_sync` is figure 14, `targets` are
-    levelled.
+    levelled, `fork_epoch` is the number that ends a fork.
     """
 
     kind: Literal["take over at sync", "take over at async", "return", "nothing"]
@@ -66,12 +85,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[Step]
     via_sync: bool = False
     targets: tuple[SiteName, ...] = ()
+    fork_epoch: int | None = None
 
 
 def known_roles(survey: Survey) -> Roles:
-    """The newest roles; refused when no site answers, none has a volume, or sites hold different ones."""
+    """The newest roles; refused when no site answers, none has a volume, or sites hold different ones.
+
+    Also where two sites were promoted to the same epoch: which goes on is for an operator to say.
+    """
     if (sentence := survey.disagreement()) is not None:
         raise ProcedureRefused(sentence, 1)
+    if forks := survey.forks():
+        raise ProcedureRefused(fork_sentence(forks), 1)
     roles = survey.newest()
     if roles is not None:
         return roles
@@ -87,6 +112,8 @@ def plan_failover(
     """Figures 10 and 22 (`to` sync), 13 and 14 (`to` async). `listing` is what the sync site's log names,
     for costs.
     """
+    if survey.disagreement() is None and (forks := survey.forks()):
+        return _plan_fork(survey, to, forks, accept_loss=accept_loss)
     roles = known_roles(survey)
     if to not in survey.reports:
         raise ProcedureRefused(
@@ -103,6 +130,43 @@ def plan_failover(
     if to == "sync":
         return _plan_sync(survey, roles, accept_loss=accept_loss, listing=listing)
     return _plan_async(survey, roles, accept_loss=accept_loss, listing=listing)
+
+
+def _plan_fork(survey: Survey, to: SiteName, forks: list[Roles], *, accept_loss: bool) -> Plan:
+    """One of the writers of a forked epoch goes on in a higher one; the others follow, and keep their own."""
+    roles = next((one for one in forks if one.writer == to), None)
+    report = survey.reports.get(to)
+    if not accept_loss or roles is None or report is None or report.roles != roles:
+        told = "; ".join(
+            _of_its_own(survey, one.writer, other) for one in forks for other in forks if one != other
+        )
+        raise ProcedureRefused(f"{fork_sentence(forks)}: {told}", 5)
+    writers = [one.writer for one in forks]
+    if mounted := [site for site in writers if site in survey.reports and survey.reports[site].mounted]:
+        raise ProcedureRefused(
+            f"the volume is mounted at site {' and '.join(mounted)}; unmount it while the fork is settled, "
+            "so that everything the other writer has can be kept",
+            1,
+        )
+    losing = [_of_its_own(survey, one.writer, roles) for one in forks if one is not roles]
+    promote = Step(
+        name="promote" if to == "sync" else "promote async",
+        sentence=f"site {to} goes on as the writer, the other writer of epoch {roles.epoch} follows it",
+        cost=f"{'; '.join(losing)}, which goes to its quarantine",
+        sites=(to,),
+    )
+    number = max(one.roles.epoch for one in survey.reports.values() if one.roles is not None) + 1
+    steps = [promote, *(_recovery_steps(survey, None) if to == "sync" else [])]
+    kind: Literal["take over at sync", "take over at async"] = (
+        "take over at sync" if to == "sync" else "take over at async"
+    )
+    return Plan(kind=kind, roles=roles, steps=steps, fork_epoch=number)
+
+
+def _of_its_own(survey: Survey, site: SiteName, winner: Roles) -> str:
+    writes = survey.own_writes(site, winner)
+    many = "what it wrote, how much it does not say" if writes is None else f"{writes:,} writes"
+    return f"site {site} has {many} of its own"
 
 
 def _refuse_living_writer(survey: Survey, roles: Roles, *, accept_loss: bool) -> None:

@@ -18,7 +18,9 @@ async def take_over_at_async(
         return await _by_sync(config, plan, survey, progress)
     epoch = plan.roles.epoch if plan.roles.writer == "async" else plan.roles.epoch + 1
     with progress.step("promote async"):
-        promoted = await demand(config, "async", Promote(epoch=epoch, async_to=None))
+        over_fork = plan.fork_epoch is not None
+        request = Promote(epoch=plan.fork_epoch or epoch, async_to=None, over_fork=over_fork)
+        promoted = await demand(config, "async", request)
         progress.note(f"epoch {promoted.roles.epoch} from sequence {promoted.roles.start_sequence} on")
     for site in ("sync", "primary"):
         if site in survey.reports:

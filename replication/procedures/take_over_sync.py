@@ -39,8 +39,10 @@ async def take_over_at_sync(config: Config, plan: Plan, survey: Survey, progress
 async def promote_sync(config: Config, plan: Plan, progress: Progress) -> PromoteReply:
     """The sync site becomes the writer, or says that it is already."""
     epoch = plan.roles.epoch if plan.roles.writer == "sync" else plan.roles.epoch + 1
+    over_fork = plan.fork_epoch is not None
     with progress.step("promote"):
-        promoted = await demand(config, "sync", Promote(epoch=epoch, async_to="async"))
+        request = Promote(epoch=plan.fork_epoch or epoch, async_to="async", over_fork=over_fork)
+        promoted = await demand(config, "sync", request)
         progress.note(f"epoch {promoted.roles.epoch} from sequence {promoted.roles.start_sequence} on")
     return promoted
 

@@ -98,9 +98,9 @@ def test_every_state_can_be_reached_and_left(kind: Kind) -> None:
 def test_a_pair_remembers_since_when_and_why() -> None:
     pair = Pair(Kind.SYNC, State.DUPLEX, 100, "all is well")
     lost = pair.after(Event.UNREACHABLE, "no answer", 200)
-    assert lost == (Kind.SYNC, State.FAILURE_SUSPEND, 200, "no answer", Event.UNREACHABLE)
+    assert lost == Pair(Kind.SYNC, State.FAILURE_SUSPEND, 200, "no answer", Event.UNREACHABLE)
     again = lost.after(Event.UNREACHABLE, "connection refused", 300)
-    assert again == (Kind.SYNC, State.FAILURE_SUSPEND, 200, "connection refused", Event.UNREACHABLE)
+    assert again == Pair(Kind.SYNC, State.FAILURE_SUSPEND, 200, "connection refused", Event.UNREACHABLE)
 
 
 def test_backoff_doubles_up_to_its_bound_and_depends_on_the_seed_alone() -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -38,6 +39,10 @@ def status_of(cluster: Cluster) -> Status:
 
 def state_of(cluster: Cluster, kind: str) -> str:
     return next(pair.state for pair in status_of(cluster).pairs if pair.kind == kind)
+
+
+def in_duplex(cluster: Cluster, kind: str) -> bool:
+    return state_of(cluster, kind) == "Duplex"
 
 
 def by_hand(cluster: Cluster, *words: str) -> tuple[int, str]:
@@ -122,7 +127,7 @@ def test_a_deleted_pair_protects_nothing_until_it_is_created_again(cluster: Clus
     drain_output(write_some(cluster, "primary", 1))
     for site, kind in (("sync", "sync"), ("async", "async")):
         assert by_hand(cluster, "create", f"primary,{site}") == (0, "")
-        wait_until(lambda kind=kind: state_of(cluster, kind) == "Duplex")
+        wait_until(partial(in_duplex, cluster, kind))
     assert len(checked(cluster).compared) == 2
     assert status_of(cluster).armed
 

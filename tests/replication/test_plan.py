@@ -11,6 +11,7 @@ from replication.roles import (
     Roles,
     after_failback,
     first_roles,
+    following,
 )
 from tests.replication.roles_made import after_take_over_at_async, after_take_over_at_sync
 
@@ -136,7 +137,7 @@ def test_the_way_back_does_not_wait_for_a_dead_far_site() -> None:
 def test_the_way_back_needs_writer_and_primary(missing: SiteName) -> None:
     there = [site for site in ("primary", "sync", "async") if site != missing]
     with pytest.raises(ProcedureRefused, match=f"trisite site {missing}"):
-        plan_failback(survey(AT_SYNC, *there))  # type: ignore[arg-type]
+        plan_failback(survey(AT_SYNC, *there))
 
 
 def test_a_return_that_was_cut_short_is_finished_by_telling_who_is_behind() -> None:
@@ -166,3 +167,44 @@ def test_sites_of_different_volumes_are_not_mixed() -> None:
         plan_failover(mixed, "sync", accept_loss=True)
     with pytest.raises(ProcedureRefused, match="different volumes"):
         plan_failback(mixed)
+
+
+C2 = following(NORMAL, writer="sync", async_to="async", start_sequence=100, now_ns=5)
+D2 = following(NORMAL, writer="async", start_sequence=90, now_ns=6)
+
+
+def forked(**changes: object) -> Survey:
+    """Sync and async were both promoted to epoch 2, and wrote up to 120 and 95."""
+    at_sync = report("sync", C2, history=[NORMAL, C2], next_sequence=121, **changes)
+    at_async = report("async", D2, history=[NORMAL, D2], next_sequence=96)
+    return Survey(reports={"sync": at_sync, "async": at_async}, silent={"primary": "it is dead"})
+
+
+def test_a_fork_is_settled_one_above_the_highest_number_and_says_what_the_other_has() -> None:
+    found = forked()
+    assert found.forks() == [C2, D2]
+    plan = plan_failover(found, "async", accept_loss=True)
+    assert (names(plan), plan.fork_epoch, plan.roles) == (["promote async"], 3, D2)
+    assert plan.steps[0].cost.startswith("site sync has 30 writes of its own")
+    plan = plan_failover(found, "sync", accept_loss=True)
+    assert (names(plan), plan.fork_epoch) == (["promote", "follow", "recovery copy"], 3)
+    assert plan.steps[0].cost.startswith("site async has 5 writes of its own")
+
+
+def test_a_fork_is_not_settled_without_the_operators_word_nor_while_it_is_mounted() -> None:
+    for to in ("sync", "async"):
+        with pytest.raises(ProcedureRefused, match=r"30 writes of its own.*5 writes of its own") as caught:
+            plan_failover(forked(), to, accept_loss=False)
+        assert caught.value.code == 5
+        with pytest.raises(ProcedureRefused, match="mounted at site sync; unmount it"):
+            plan_failover(forked(mounted=True), to, accept_loss=True)
+    with pytest.raises(ProcedureRefused, match="two writers"):
+        plan_failback(forked())
+    with pytest.raises(ProcedureRefused, match="two writers"):
+        plan_failover(forked(), "primary", accept_loss=True)
+
+
+def test_sites_that_agree_are_no_fork() -> None:
+    assert survey(C2, "sync", "async").forks() == []
+    behind = Survey(reports={"sync": report("sync", C2), "async": report("async", NORMAL)}, silent={})
+    assert behind.forks() == []

@@ -2,17 +2,25 @@
 
 import itertools
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from replication.config import SITE_NAMES, SiteName
 from replication.roles import (
+    MOST_ANCESTORS,
+    NO_TERM,
     Purpose,
     Roles,
     Verdict,
     after_failback,
     first_roles,
+    following,
+    fork_sentence,
+    is_fork,
     may_connect,
+    parting,
     role_of,
     should_adopt,
     superseded_sentence,
@@ -60,6 +68,73 @@ def test_two_writers_of_one_epoch_never_accept_each_other() -> None:
     decision = may_connect(Purpose.ASYNC, "async", "sync", twin, AT_SYNC)
     assert decision.verdict is Verdict.REFUSE
     assert decision.code == "fenced"
+
+
+def test_the_same_number_with_another_term_is_a_fork() -> None:
+    """Never adopted, refused by both sides, and both named with since and start."""
+    twin = msgspec.structs.replace(AT_SYNC, term="f" * 32)
+    for own, theirs in ((AT_SYNC, twin), (twin, AT_SYNC)):
+        assert is_fork(own, theirs)
+        assert not should_adopt(own, theirs)
+        decision = may_connect(Purpose.ASYNC, "async", "sync", own, theirs)
+        assert (decision.verdict, decision.code) == (Verdict.REFUSE, "fenced")
+    at_async = after_take_over_at_async(NORMAL, 12000, AT_SYNC.since + 10**9, follow=None)
+    sentence = fork_sentence((AT_SYNC, at_async))
+    assert "site sync since 2023-11-14 22:15:00 UTC from sequence 12345 on" in sentence
+    assert "site async since 2023-11-14 22:15:01 UTC from sequence 12000 on" in sentence
+    assert "--to async --accept-loss" in sentence
+    assert not is_fork(AT_SYNC, AT_SYNC)
+    assert not is_fork(AT_SYNC, BACK)
+
+
+def epoch_after(old: Roles, writer: SiteName, start: int, number: int | None = None) -> Roles:
+    return following(old, writer=writer, start_sequence=start, now_ns=0, epoch=number)
+
+
+FIRST = first_roles(0)
+C2 = epoch_after(FIRST, "sync", 100)
+D2 = epoch_after(FIRST, "async", 60)
+C3, D3 = epoch_after(C2, "sync", 130), epoch_after(D2, "async", 90)
+D5 = epoch_after(D3, "async", 95, 5)
+OLD = Roles(epoch=7, writer="sync", start_sequence=9)
+AFTER_OLD = epoch_after(OLD, "primary", 30)
+PARTINGS: list[tuple[str, list[Roles], Roles, int | None]] = [
+    ("it is in the history", [FIRST, C2], C3, None),
+    ("it was away since the first", [FIRST], D5, None),
+    ("it is the same epoch", [FIRST, C2], C2, None),
+    ("it holds nothing", [], C3, None),
+    ("sync lost: what async lacked counts as its own", [FIRST, C2], D3, 60),
+    ("async lost", [FIRST, D2], C3, 60),
+    ("the other side went on for long", [FIRST, C2], D5, 60),
+    ("its own side went on for long", [FIRST, D2, D3, D5], epoch_after(C3, "sync", 140, 6), 60),
+    ("an epoch number the others skipped", [FIRST, D2, D3, epoch_after(D3, "sync", 92)], D5, 92),
+    ("nothing is shared", [C2], epoch_after(D2, "async", 80), 0),
+    ("older than the history tells", [Roles(epoch=5, writer="async", start_sequence=2)], AFTER_OLD, None),
+    ("of a release without terms", [OLD], AFTER_OLD, None),
+    ("without terms, but another writer", [Roles(epoch=7, writer="async", start_sequence=5)], AFTER_OLD, 5),
+]
+
+
+@pytest.mark.parametrize(("why", "own", "current", "wanted"), PARTINGS, ids=[one[0] for one in PARTINGS])
+def test_where_a_site_parted_from_the_others(
+    why: str, own: list[Roles], current: Roles, wanted: int | None
+) -> None:
+    del why
+    assert parting(own, current) == wanted
+
+
+def test_terms_are_drawn_anew_and_name_their_parent() -> None:
+    assert C3.parent == C2.term
+    assert C2.parent == FIRST.term
+    assert (FIRST.parent, OLD.term) == (NO_TERM, NO_TERM)
+    assert len({one.term for one in (FIRST, C2, D2, C3, D3, D5)}) == 6
+    many = FIRST
+    for start in range(100):
+        many = epoch_after(many, "sync", start)
+    assert len(many.ancestors) <= MOST_ANCESTORS + 1
+    assert many.ancestors[-1].epoch == 100
+    read = msgspec.json.decode(b'{"epoch":3,"writer":"sync"}', type=Roles)
+    assert (read.term, read.parent) == (NO_TERM, NO_TERM)
 
 
 def test_control_is_always_let_in_and_newer_roles_are_adopted_first() -> None:
