@@ -1,20 +1,27 @@
 """Becoming the writer: the one moment in which a secondary fences the old writer (figures 10, 13, 14)."""
 
+import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from jfs.errors import DeviceError
 from replication.config import SITE_NAMES, SiteName
 from replication.control import ControlError, Promote, PromoteReply
 from replication.received_record import Facts
 from replication.roles import Roles, following, role_of, superseded_sentence
+from replication.set_journal import JournalError
 from replication.set_receiver import NotConsistent
 from replication.site_parts import FollowPart, SyncPart, WriterPart
-from replication.state import TakeOverRecord
+from replication.state import StateError, TakeOverRecord
 
 if TYPE_CHECKING:
     from replication.site import Site
+
+log = logging.getLogger(__name__)
 
 NOTHING_LOST: Final = "nothing, proven by sequence numbers"
 
@@ -54,12 +61,29 @@ async def promote(site: "Site", request: Promote) -> PromoteReply:
         )
     async_to = _site_name(request.async_to)
     if isinstance(site.part, SyncPart):
-        return await _from_sync(site, site.part, roles, request.epoch, async_to)
+        async with _following_if_refused(site):
+            return await _from_sync(site, site.part, roles, request.epoch, async_to)
     if isinstance(site.part, FollowPart) and not site.part.level:
-        return await _from_async(site, site.part, roles, request, async_to)
+        async with _following_if_refused(site):
+            return await _from_async(site, site.part, roles, request, async_to)
     if isinstance(site.part, WriterPart):
         raise ControlError(f"site {site.name} is the writer of epoch {roles.epoch} already")
     raise ControlError(f"site {site.name} cannot become the writer: {site.part_sentence}")
+
+
+@asynccontextmanager
+async def _following_if_refused(site: "Site") -> AsyncIterator[None]:
+    """A take-over that comes to nothing (a full disk) leaves a follower: its part, fenced by now, is opened
+    again.
+    """
+    part = site.part
+    try:
+        yield
+    except (ControlError, DeviceError, JournalError, StateError, OSError):
+        if site.part is part:
+            async with site.without_part():
+                log.warning("site %s could not take over and goes on following", site.name)
+        raise
 
 
 def _site_name(name: str | None) -> SiteName | None:

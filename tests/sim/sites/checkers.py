@@ -117,6 +117,7 @@ class Checkers:
         self.dirty: dict[str, set[int]] = {name: set() for name in self.world.hosts}
         self.receivers: dict[str, SyncReceiver] = {}
         self.checked = 0
+        self.dropped_through = 0
         self.position = (0, 0)
         self.accepting = 0
         """Operators who accept loss just now."""
@@ -206,9 +207,10 @@ class Checkers:
         epoch = self.epoch_of_mount()
         for entry in entries:
             self.history.add(epoch, entry)
-        reason = queue.state().drop_reason
-        if reason in ("limit", "full"):
-            self.cluster.counts[f"queue dropped: {reason}"] += 1
+        state = queue.state()
+        if state.dropped_through > self.dropped_through and state.drop_reason in ("limit", "full"):
+            self.cluster.counts[f"queue dropped: {state.drop_reason}"] += 1
+        self.dropped_through = state.dropped_through
 
     def epoch_of_mount(self) -> int:
         """The epoch in which the mount process of this machine writes."""
@@ -223,7 +225,10 @@ class Checkers:
         self.cluster.counts[f"pair {kind} {state}"] += 1
         self.world.note(f"{site} pair {kind} {state}")
         if kind == "sync" and state == "Duplex" and target in self.receivers:
-            received = self.receivers[target].received_sequence
+            try:
+                received = self.receivers[target].received_sequence
+            except ValueError:
+                return  # its daemon died while the answer was on its way
             self.compare(target, self.epoch[site], received, range(BLOCKS), "sync pair Duplex")
 
     def applied(self, receiver: SetReceiver, last: Any) -> None:  # noqa: ANN401

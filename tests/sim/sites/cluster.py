@@ -20,7 +20,7 @@ from replication.errors import PeerUnreachable
 from replication.mounting import Writer, open_writer
 from replication.procedures.results import ProcedureRefused
 from replication.site import run_site
-from tests.sim.sites.files import Files, Violation
+from tests.sim.sites.files import Files, Versions, Violation
 from tests.sim.sites.host import Process
 from tests.sim.sites.world import World
 
@@ -113,21 +113,22 @@ class Cluster:
 
     async def _work(self, writer: Writer, file_system: FileSystem) -> None:
         """The application: writes, and fsyncs now and then; a write that fails is tried again later."""
+        written: Versions = {}
         while True:
             await trio.sleep(self.rng.choice((0.001, 0.02, 0.2)))
             try:
                 for _ in range(self.rng.choice((1, 1, 3, 8))):
-                    file = self.files.write(file_system, self.rng)
+                    file = self.files.write(file_system, self.rng, written)
                 await file_system.throttle()
                 if self.rng.random() < 0.4:
                     sequence = writer.device.issued_sequence
-                    covered = await self.files.fsync(file_system, file)
+                    covered = await self.files.fsync(file_system, file, written)
                     self.acknowledged(writer, covered, sequence)
             except (DeviceError, FileSystemError, NoSpace) as error:
                 self.counts[f"write refused: {type(error).__name__}"] += 1
                 await trio.sleep(1.0)
 
-    def acknowledged(self, writer: Writer, covered: dict[tuple[int, int], int], sequence: int) -> None:
+    def acknowledged(self, writer: Writer, covered: Versions, sequence: int) -> None:
         """fsync has returned to the application; what was issued up to `sequence` is safe."""
         if self.superseded(writer.roles.epoch, sequence, writer.copy.unprotected):
             return

@@ -18,6 +18,8 @@ SECTOR: Final = 512
 BLOCK: Final = 4096
 STAMP: Final = struct.Struct("<4sIII")
 MAGIC: Final = b"sIm!"
+Versions = dict[tuple[int, int], int]
+"""(file, block) -> version."""
 FILES: Final = 4
 BLOCKS: Final = 12
 
@@ -41,8 +43,8 @@ class Files:
         self.acks = 0
         self.loss_accepted = False
 
-    def write(self, file_system: FileSystem, rng: random.Random) -> int:
-        """One write of a few blocks into some file; which file."""
+    def write(self, file_system: FileSystem, rng: random.Random, written: Versions) -> int:
+        """One write of a few blocks into some file; which file. `written`: what this mount has written."""
         file = rng.randrange(FILES)
         ino = self._inode(file_system, file)
         first = rng.randrange(BLOCKS)
@@ -50,6 +52,7 @@ class Files:
             version = self.issued.get((file, block), 0) + 1
             self.issued[file, block] = version
             file_system.write(ino, block * BLOCK, block_of(file, block, version))
+            written[file, block] = version
         return file
 
     def _inode(self, file_system: FileSystem, file: int) -> int:
@@ -59,13 +62,13 @@ class Files:
             found = file_system.make(ROOT_INO, name, stat.S_IFREG | 0o644)
         return found.ino
 
-    async def fsync(self, file_system: FileSystem, file: int) -> dict[tuple[int, int], int]:
+    async def fsync(self, file_system: FileSystem, file: int, written: Versions) -> Versions:
         """fsync the file; what the application may now rely on."""
-        covered = {place: version for place, version in self.issued.items() if place[0] == file}
+        covered = {place: version for place, version in written.items() if place[0] == file}
         await file_system.fsync(self._inode(file_system, file))
         return covered
 
-    def acknowledge(self, covered: dict[tuple[int, int], int]) -> None:
+    def acknowledge(self, covered: Versions) -> None:
         """These versions were promised."""
         self.acks += 1
         for place, version in covered.items():

@@ -136,7 +136,9 @@ class End:
 
     async def wait_writable(self) -> None:
         """Until send would not block."""
-        await self._wait(lambda: self.reset or self.peer.closed or self.room > 0, arrivals=False)
+        await self._wait(
+            lambda: self.reset or (self.peer.closed and self.link.up) or self.room > 0, arrivals=False
+        )
 
     async def _wait(self, ready: Callable[[], bool], *, arrivals: bool) -> None:
         await trio.lowlevel.checkpoint()

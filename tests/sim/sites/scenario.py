@@ -14,7 +14,7 @@ from replication.control import ControlError, SetPair
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.procedures.commands import failback, failover, recover
 from replication.procedures.results import FailoverResult, ProcedureRefused
-from tests.sim.sites.checkers import Checkers
+from tests.sim.sites.checkers import BLOCK, Checkers
 from tests.sim.sites.cluster import Cluster
 from tests.sim.sites.host import Host
 
@@ -51,7 +51,7 @@ class Scenario:
                 self.cluster.counts[f"fault: {name}"] += 1
                 self.world.note(f"fault {name}")
                 nursery.start_soon(act)
-                await trio.sleep(self.rng.choice((0.01, 0.1, 0.5, 1.0, 3.0, 8.0)))
+                await trio.sleep(self.rng.choice((0.01, 0.1, 0.5, 1.0, 3.0, 6.0)))
             if not self.cluster.violations:
                 await self._end(nursery)
             nursery.cancel_scope.cancel()
@@ -113,7 +113,7 @@ class Scenario:
             pairs = [pair for pair in PAIRS if site in pair]
         for pair in pairs:
             self.world.network.link(*pair).change(up=False)
-        await trio.sleep(self.rng.choice((0.1, 1.0, 4.0, 15.0)))
+        await trio.sleep(self.rng.choice((0.1, 1.0, 3.0, 8.0)))
         for pair in pairs:
             self.world.network.link(*pair).change(up=True)
 
@@ -126,7 +126,7 @@ class Scenario:
         link = self.world.network.link(*self.rng.choice(PAIRS))
         link.latency = self.rng.choice((0.0002, 0.03, 0.3))
         link.bytes_per_second = self.rng.choice((1e9, 1e5, 2e4))
-        await trio.sleep(self.rng.choice((1.0, 10.0)))
+        await trio.sleep(self.rng.choice((1.0, 6.0)))
         link.latency, link.bytes_per_second = 0.0002, 1e9
 
     async def kill_mount(self) -> None:
@@ -148,7 +148,7 @@ class Scenario:
 
     async def _power(self, host: Host) -> None:
         host.cut_power()
-        await trio.sleep(self.rng.choice((0.1, 2.0, 12.0)))
+        await trio.sleep(self.rng.choice((0.1, 2.0, 7.0)))
         host.powered = True
         for other in SITE_NAMES:
             if other != host.name:
@@ -223,7 +223,7 @@ class Scenario:
 
     async def _end(self, nursery: trio.Nursery) -> None:
         """Heal; everything returns to Duplex; go back to the primary site; all areas are equal."""
-        await trio.sleep(16)  # what a fault takes back by itself
+        await trio.sleep(9)  # what a fault takes back by itself
         for host in self.world.hosts.values():
             host.disk.full, host.held, host.powered = False, False, True
         for pair in PAIRS:
@@ -246,7 +246,7 @@ class Scenario:
             states = self.checkers.pairs_now(self.writer)
             if states and all(state == "Duplex" for state in states.values()):
                 acks = self.cluster.counts["acknowledged"]
-                await trio.sleep(5)
+                await trio.sleep(1.5)
                 if self.cluster.counts["acknowledged"] > acks:
                     return
             elif "Suspend" in states.values() and trio.current_time() > asked + 10:
@@ -274,16 +274,26 @@ class Scenario:
         """The application ends; C and D are what A is."""
         self.cluster.mount_wanted = False
         self.cluster.end_mount()
-        await trio.sleep(10)
+        bad: dict[str, list[int]] = {"all": []}
+        deadline = trio.current_time() + SETTLE_SECONDS
+        while bad and trio.current_time() < deadline:
+            await trio.sleep(1)
+            bad = self._differing()
+        for site, blocks in bad.items():
+            self.cluster.violate(f"at the end site {site} differs from primary in blocks {blocks[:8]}")
+        self.cluster.counts["ended equal"] += not bad
+
+    def _differing(self) -> dict[str, list[int]]:
+        """The blocks in use that differ from those at primary, by site."""
         areas = {site: self.checkers.area(site) for site in SITE_NAMES}
-        used = self.checkers.allocated("primary")
-        for site in ("sync", "async"):
-            bad = [
-                block
-                for block in sorted(used)
-                if areas[site][block * 4096 : block * 4096 + 4096]
-                != areas["primary"][block * 4096 : block * 4096 + 4096]
-            ]
-            if bad:
-                self.cluster.violate(f"at the end site {site} differs from primary in blocks {bad[:8]}")
-        self.cluster.counts["ended equal"] += 1
+        used = sorted(self.checkers.allocated("primary"))
+
+        def same(site: str, at: int) -> bool:
+            place = slice(at * BLOCK, at * BLOCK + BLOCK)
+            return areas[site][place] == areas["primary"][place]
+
+        found = {
+            site: [at for at in used if not same(site, at)]
+            for site in ("sync", "async")
+        }
+        return {site: blocks for site, blocks in found.items() if blocks}

@@ -1,0 +1,209 @@
+"""The protocol with one rule broken: each must be noticed by the checkers, which know nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import trio
+
+import replication.shipper
+import replication.site_control
+import replication.site_parts
+import replication.site_serve
+import replication.site_writer
+from replication.received_record import Facts, ReceivedRecord
+from replication.roles import Decision, Verdict
+from replication.set_receiver import SetReceiver
+from replication.state import SiteState
+from replication.sync_ledger import SyncLedger
+from replication.sync_session import SyncSession
+from tests.sim.sites.host import PROCESS
+from vsap.area import FileArea
+from vsap.positions import WritePositions
+from vsap.queue import EntryQueue
+from vsap.virtual import Recovery, VirtualArea
+
+Change = tuple[Any, str, Any]
+
+
+def _flush_answered_before_the_disk() -> list[Change]:
+    return [(FileArea, "flush", lambda self: None)]
+
+
+def _flush_without_the_sync_site() -> list[Change]:
+    async def at_once(self: SyncLedger, sequence: int) -> None:
+        await trio.lowlevel.checkpoint()
+
+    return [(SyncLedger, "wait_durable", at_once)]
+
+
+def _flush_without_the_own_disk() -> list[Change]:
+    real = FileArea.flush
+
+    def flush(self: FileArea) -> None:
+        process = PROCESS.get()
+        if process is None or process.name != "mount":
+            real(self)
+
+    return [(FileArea, "flush", flush)]
+
+
+def _set_applied_in_part() -> list[Change]:
+    real = replication.set_receiver.apply_frame  # type: ignore[attr-defined]
+    count = [0]
+
+    def apply(area: Any, frame: Any) -> None:  # noqa: ANN401
+        count[0] += 1
+        if count[0] % 40:
+            real(area, frame)
+
+    return [(replication.set_receiver, "apply_frame", apply)]
+
+
+def _epochs_ignored() -> list[Change]:
+    def accept(*arguments: Any, **named: Any) -> Decision:  # noqa: ANN401
+        return Decision(Verdict.ACCEPT)
+
+    return [
+        (replication.site_serve, "may_connect", accept),
+        (SetReceiver, "_why_not", lambda self, frame: None),
+        (replication.site.Site, "_end_conversations", _nothing),
+        (replication.sync_receiver.SyncReceiver, "fence", lambda *arguments: None),
+        (SyncSession, "stop", lambda *arguments: None),
+    ]
+
+
+async def _nothing(*arguments: Any) -> None:  # noqa: ANN401
+    await trio.lowlevel.checkpoint()
+
+
+def _positions_forgotten() -> list[Change]:
+    return [(WritePositions, "ranges_after", lambda self, sequence: [])]
+
+
+def _in_step_after_power_loss() -> list[Change]:
+    real = ReceivedRecord.save
+
+    def save(self: ReceivedRecord, facts: Facts) -> None:
+        real(self, facts._replace(in_step=self.facts.in_step or facts.in_step))
+
+    return [
+        (ReceivedRecord, "save", save),
+        (replication.site_parts, "_doubt_after_reboot", lambda place, record: None),
+    ]
+
+
+def _copy_forgets_what_came_meanwhile() -> list[Change]:
+    real = replication.shipper.copy_difference  # type: ignore[attr-defined]
+
+    async def copy(far: Any, area: Any, ranges: Any, queue: Any, *, since: int, **named: Any) -> Any:  # noqa: ANN401
+        return await real(far, area, ranges, _Blind(queue, since), since=since, **named)
+
+    return [(replication.shipper, "copy_difference", copy)]
+
+
+class _Blind:
+    """A queue whose payloads after a position are those of before."""
+
+    def __init__(self, queue: EntryQueue, since: int) -> None:
+        self._queue = queue
+        self._since = since
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._queue, name)
+
+    def read(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+        return [
+            entry._replace(kind=4, payload=b"", length=0, offset=0) if entry.sequence > self._since else entry
+            for entry in self._queue.read(*arguments, **named)
+        ]
+
+
+def _no_recovery_from_the_queue() -> list[Change]:
+    async def recover(self: VirtualArea) -> Recovery:
+        await trio.lowlevel.checkpoint()
+        return Recovery(True, 0, 0, 0)
+
+    return [(VirtualArea, "recover", recover)]
+
+
+def _no_doubt_after_power_loss() -> list[Change]:
+    return [(SiteState, "doubt", lambda self, site, epoch: None)]
+
+
+def _recovery_copy_without_the_log() -> list[Change]:
+    return [
+        (replication.site_writer.WriterPart, "_list_ranges", lambda *arguments: []),
+    ]
+
+
+def _levelled_without_comparing() -> list[Change]:
+    def no_ranges(ranges: Any) -> list[tuple[int, int]]:  # noqa: ANN401
+        return []
+
+    return [(replication.site_control, "normalise", no_ranges)]
+
+
+def _shipped_before_eligible() -> list[Change]:
+    real = VirtualArea._on_progress
+
+    def on_progress(self: VirtualArea) -> None:
+        real(self)
+        self._eligible = self._pushed
+        self._progress.set()
+
+    def push(self: VirtualArea, **named: Any) -> None:  # noqa: ANN401
+        real_push(self, **named)
+        on_progress(self)
+
+    real_push = VirtualArea._push
+    return [(VirtualArea, "_on_progress", on_progress), (VirtualArea, "_push", push)]
+
+
+def _restart_counts_as_synced() -> list[Change]:
+    return [(EntryQueue, "set_progress", _common_ahead(EntryQueue.set_progress))]
+
+
+def _common_ahead(real: Callable[..., None]) -> Callable[..., None]:
+    def set_progress(self: EntryQueue, eligible: int, common: int) -> None:
+        del common
+        real(self, eligible, self.next_sequence - 1)
+
+    return set_progress
+
+
+MUTANTS: dict[str, Callable[[], list[Change]]] = {
+    function.__name__.removeprefix("_"): function
+    for function in (
+        _flush_answered_before_the_disk,
+        _flush_without_the_sync_site,
+        _flush_without_the_own_disk,
+        _set_applied_in_part,
+        _epochs_ignored,
+        _positions_forgotten,
+        _in_step_after_power_loss,
+        _copy_forgets_what_came_meanwhile,
+        _no_recovery_from_the_queue,
+        _no_doubt_after_power_loss,
+        _recovery_copy_without_the_log,
+        _levelled_without_comparing,
+        _shipped_before_eligible,
+        _restart_counts_as_synced,
+    )
+}
+
+
+@contextmanager
+def mutated(name: str) -> Iterator[None]:
+    """The product with one rule broken."""
+    changes = MUTANTS[name]()
+    before = [(owner, attribute, getattr(owner, attribute)) for owner, attribute, _ in changes]
+    for owner, attribute, value in changes:
+        setattr(owner, attribute, value)
+    try:
+        yield
+    finally:
+        for owner, attribute, value in reversed(before):
+            setattr(owner, attribute, value)
