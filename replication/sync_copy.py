@@ -364,7 +364,8 @@ class SyncCopy(SyncLedger):
             known = known and not self._doubted and on_our_history(welcome, self.roles)
             ranges = self._differing(start) if known and welcome.received_sequence <= self._newest else None
             if ranges is not None:
-                resync = Resync(welcome.incarnation, copy=ranges)
+                # Compared first: old positions are whole chunks, and much of it may have arrived already.
+                resync = Resync(welcome.incarnation, compare=ranges)
                 reason = f"what was written after sequence {start} is copied to site {self.peer}"
             else:
                 resync = Resync(welcome.incarnation, compare=self._allocated())

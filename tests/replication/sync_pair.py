@@ -115,6 +115,7 @@ class Writer:
     queue: MemoryQueue = field(default_factory=MemoryQueue)
     written: list[tuple[int, int, int]] = field(default_factory=list)
     positions_known: bool = True
+    known_after: Callable[[int], list[tuple[int, int]]] | None = None
     common_flush: int = 0
     pairs: list[Pair] = field(default_factory=list)
     superseded: list[Roles] = field(default_factory=list)
@@ -124,6 +125,8 @@ class Writer:
     def differing(self, after: int) -> list[tuple[int, int]] | None:
         if not self.positions_known:
             return None
+        if self.known_after is not None:
+            return self.known_after(after)
         return sorted({(offset, length) for sequence, offset, length in self.written if sequence > after})
 
     def make_copy(

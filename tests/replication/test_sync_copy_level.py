@@ -1,14 +1,21 @@
 """The synchronous copy brings a secondary level: by positions, by a whole copy, by comparison."""
 
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from pathlib import Path
+from random import Random
+from typing import cast
 
 import pytest
 import trio
 import trio.lowlevel
 import trio.testing
 
+from replication.channel import Channel
+from replication.frames import Buffer, total_bytes
 from replication.pair import State
-from tests.replication.sync_pair import SIZE, Secondary, Writer, blocks, now, until
+from tests.replication.sync_pair import SIZE, VOLUME, Secondary, Writer, blocks, now, until
+from vsap.positions import WritePositions
 
 
 async def test_without_protection_writes_go_on_and_positions_bring_it_level(tmp_path: Path) -> None:
@@ -41,6 +48,54 @@ async def test_without_protection_writes_go_on_and_positions_bring_it_level(tmp_
             assert secondary.record.received_sequence == writer.queue.next_sequence - 1
             assert now(secondary.record.facts.in_step)
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("memory_entries", "most"), [(1 << 18, 1.1), (32, 1.2)])
+async def test_a_resync_sends_what_changed_and_little_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_entries: int, most: float
+) -> None:
+    """Random blocks, some twice, some as they were: also where old positions were folded into chunks."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    sent, dialled = [0], list[Channel]()
+    send_nowait = Channel.send_nowait
+
+    def counted(channel: Channel, buffers: Sequence[Buffer]) -> None:
+        send_nowait(channel, buffers)
+        sent[0] += total_bytes(buffers) if channel in dialled else 0
+
+    async def dial() -> Channel:
+        dialled.append(await cast(Callable[[], Awaitable[Channel]], secondary.dialer())())
+        return dialled[-1]
+
+    monkeypatch.setattr(Channel, "send_nowait", counted)
+    with closing(
+        WritePositions.open(tmp_path / "p", VOLUME, size_bytes=SIZE, memory_entries=memory_entries)
+    ) as positions:
+        writer.known_after = positions.ranges_after
+        async with trio.open_nursery() as nursery:
+            copy = writer.make_copy(dial, protect=False)
+            async with secondary.up():
+                nursery.start_soon(copy.run)
+                await copy.wait_received(writer.write(0, blocks(range(1, 2000))))
+                await until(lambda: copy.in_step)
+            await until(lambda: not copy.in_step)
+            changed = Random(4).sample(range(1, 1999), 300)
+            for number in [*changed, *changed[:50]]:
+                positions.append(writer.write(number, blocks([200 + number % 50])), number * 4096, 4096)
+            same = next(number for number in range(1, 1999) if number not in changed)
+            positions.append(writer.write(same, blocks([same + 1])), same * 4096, 4096)
+            writer.queue.forget(writer.queue.next_sequence - 1)
+            differing = sum(
+                writer.area.data[at : at + 4096] != secondary.area.data[at : at + 4096]
+                for at in range(0, SIZE, 4096)
+            )
+            assert differing > 250
+            sent[0] = 0
+            async with secondary.up():
+                await until(lambda: copy.in_step)
+                assert secondary.area.data == writer.area.data
+            assert differing * 4096 < sent[0] < differing * 4096 * most
+            nursery.cancel_scope.cancel()
 
 
 async def test_an_empty_secondary_is_copied_while_writes_go_on(tmp_path: Path) -> None:
