@@ -24,6 +24,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from jfs.memory import DEFAULT_MEMORY_BYTES, LEAST_MEMORY_BYTES
 from replication.words import size
 
 SiteName = Literal["primary", "sync", "async"]
@@ -34,6 +35,8 @@ SMALLEST_VOLUME_BYTES: Final = 64 << 20
 LARGEST_VOLUME_BYTES: Final = 1 << 62  # beyond it the offsets of a file end
 SMALLEST_QUEUE_LIMIT_BYTES: Final = 1 << 20
 LARGEST_QUEUE_LIMIT_BYTES: Final = 16 << 40  # the index is mapped into the address space of a process
+SMALLEST_MEMORY_BYTES: Final = LEAST_MEMORY_BYTES
+LARGEST_MEMORY_BYTES: Final = 1 << 40
 LONGEST_SECONDS: Final = 86400.0
 SHORTEST_SECONDS: Final = 0.05  # less than a thread may have to wait for its turn means nothing
 LARGEST_FILE_BYTES: Final = 1 << 20  # of a configuration; not every file has an end
@@ -70,6 +73,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     protect_timeout_seconds: float = 10.0
     complete: Literal["durable", "received"] = "durable"
     queue_limit_bytes: int = 4 << 30
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
     on_log_full: Literal["coarsen", "wait"] = "coarsen"
     silence_seconds: float = 5.0
     plain: bool = False
@@ -119,6 +123,7 @@ class _RawOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     protect_timeout_seconds: float = 10.0
     complete: Literal["durable", "received"] = "durable"
     queue_limit_bytes: str | int = 4 << 30
+    memory_bytes: str | int = DEFAULT_MEMORY_BYTES
     on_log_full: Literal["coarsen", "wait"] = "coarsen"
     silence_seconds: float = 5.0
     plain: bool = False
@@ -202,6 +207,7 @@ def parse(text: str, path: Path) -> Config:
             protect_timeout_seconds=raw.options.protect_timeout_seconds,
             complete=raw.options.complete,
             queue_limit_bytes=parse_size(raw.options.queue_limit_bytes),
+            memory_bytes=parse_size(raw.options.memory_bytes),
             on_log_full=raw.options.on_log_full,
             silence_seconds=raw.options.silence_seconds,
             plain=raw.options.plain,
@@ -240,6 +246,8 @@ def check(config: Config) -> None:
             )
     if not SMALLEST_QUEUE_LIMIT_BYTES <= options.queue_limit_bytes <= LARGEST_QUEUE_LIMIT_BYTES:
         raise ConfigurationError("queue_limit_bytes must be from 1MiB to 16TiB")
+    if not SMALLEST_MEMORY_BYTES <= options.memory_bytes <= LARGEST_MEMORY_BYTES:
+        raise ConfigurationError("memory_bytes must be from 128MiB to 1TiB")
     if options.plain:
         for name, site in config.sites.items():
             if not is_loopback(site.host):

@@ -16,6 +16,7 @@ import trio
 from cyclopts import Parameter
 
 from jfs.filesystem import FileSystem, FileSystemOptions
+from jfs.memory import within
 from jfs.mountpoint import MountOptions, check_fuse, check_mountpoint, parse_options
 from jfs.store import Store, StoreOptions
 from replication import config as configuration
@@ -132,24 +133,23 @@ async def serve(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ended_by_signal, stop.set)
         async with open_writer(config, site, finish=stop.set) as writer:
-            store = await Store.open(
-                writer.device,
-                read_only=options.read_only,
-                options=store_options(config, writer.roles.epoch),
-            )
+            store_options, file_system_options = chosen(config, options, writer.roles.epoch)
+            store = await Store.open(writer.device, read_only=options.read_only, options=store_options)
             writer.store, writer.log_status = store, store.log_status
             writer.mountpoint = place
-            file_system = FileSystem(
-                store, FileSystemOptions(relatime=options.relatime), read_only=options.read_only
-            )
+            file_system = FileSystem(store, file_system_options, read_only=options.read_only)
             warning = config.contradicts(writer.volume.size_bytes)
             await serve_fuse(file_system, place, options, ready=partial(mounted, warning), stop=stop)
         nursery.cancel_scope.cancel()
 
 
-def store_options(config: Config, epoch: int) -> StoreOptions:
-    """What the configuration says of the file system's store."""
-    return StoreOptions(on_log_full=config.options.on_log_full, epoch=epoch)
+def chosen(config: Config, options: MountOptions, epoch: int) -> tuple[StoreOptions, FileSystemOptions]:
+    """What configuration and command say of the file system."""
+    return within(
+        config.options.memory_bytes,
+        StoreOptions(on_log_full=config.options.on_log_full, epoch=epoch),
+        FileSystemOptions(relatime=options.relatime),
+    )
 
 
 def umount(mountpoint: Annotated[Path, Parameter(help="Where it is mounted.")], /) -> int:

@@ -61,6 +61,7 @@ def test_what_is_no_size(text: str | int) -> None:
         ("[volume]", "surprise = 1\n[volume]", "surprise"),
         ("port = 7003", "port = 7003\n[options]\nprotekt = true", "protekt"),
         ("port = 7003", "port = 7003\n[options]\nsilence_seconds = 0", "seconds must be from"),
+        ("port = 7003", "port = 7003\n[options]\nmemory_bytes = '64MiB'", "from 128MiB to 1TiB"),
         ("port = 7003", "port = 7003\n[options]\nsilence_seconds = nan", "seconds must be from"),
         ("port = 7003", "port = 7003\n[options]\nprotect_timeout_seconds = inf", "seconds must be from"),
         ("port = 7003", "port = 7003\n[options]\nprotect_timeout_seconds = 1e300", "seconds must be from"),

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from jfs.mountpoint import MountOptions
+from jfs.store import StoreOptions
 from tests.replication.cluster import make_config
 from tools import background, mount_helper
 from tools.background import MountRecord
 from tools.errors import Failure
-from tools.mount import here, known_options, store_options
+from tools.mount import chosen, here, known_options
 from tools.mount_table import mount_source
 
 TABLE = """\
@@ -119,5 +121,8 @@ def test_a_site_that_is_elsewhere_is_mounted_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["wait", "coarsen"])
 def test_the_store_does_what_the_configuration_says_when_the_log_is_full(tmp_path: Path, word: str) -> None:
     made = make_config(tmp_path / "volume", options=f'on_log_full = "{word}"')
-    assert store_options(made, 7).on_log_full == word
-    assert store_options(made, 7).epoch == 7
+    store_options, file_system_options = chosen(made, MountOptions(), 7)
+    assert store_options.on_log_full == word
+    assert store_options.epoch == 7
+    assert store_options.cache_bytes == StoreOptions.cache_bytes
+    assert file_system_options.relatime
