@@ -14,8 +14,8 @@ from typing import Any
 
 from jfs.device import FileDevice
 from jfs.errors import CorruptionError, DeviceError
-from replication.procedures.results import FailoverResult
 from replication.listing import list_allocated
+from replication.procedures.results import FailoverResult
 from replication.roles import Roles, role_of
 from replication.set_receiver import SetReceiver
 from replication.state import SiteState
@@ -155,7 +155,9 @@ class Checkers:
     def pairs_now(self, writer: str) -> dict[str, str]:
         """The states of the pairs of the newest roles, by target."""
         roles = self.roles[max(self.roles)] if self.roles else None
-        targets = {"sync": roles.sync_to, "async": roles.async_to} if roles else {"sync": "sync", "async": "async"}
+        targets = (
+            {"sync": roles.sync_to, "async": roles.async_to} if roles else {"sync": "sync", "async": "async"}
+        )
         return {
             target: self.pairs.get((kind, writer, target), "unknown")
             for kind, target in targets.items()
@@ -246,7 +248,9 @@ class Checkers:
         blocks: Iterable[int]
         follows = before[0] == position.epoch and 0 <= position.sequence - before[1] < 200
         if follows and self.checked % 20:
-            touched = self.history.epochs[position.epoch].touched if position.epoch in self.history.epochs else {}
+            touched = (
+                self.history.epochs[position.epoch].touched if position.epoch in self.history.epochs else {}
+            )
             for sequence in range(before[1] + 1, position.sequence + 1):
                 dirty.update(touched.get(sequence, ()))
             blocks = sorted(dirty)

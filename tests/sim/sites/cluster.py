@@ -1,4 +1,4 @@
-"""The three sites as processes of the simulation: daemons, the mount process with its application, operators."""
+"""The three sites as processes of the simulation: daemons, mount process and application, operators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trio
 from jfs.errors import CorruptionError, DeviceError, FileSystemError
 from jfs.filesystem import FileSystem
 from jfs.mountpoint import MountRefused
-from jfs.store import NoSpace, Store
+from jfs.store import Store
 from replication.config import SITE_NAMES, SiteName
 from replication.creating import create_volume
 from replication.errors import PeerUnreachable
@@ -24,7 +24,7 @@ from tests.sim.sites.files import Files, Versions, Violation
 from tests.sim.sites.host import Process
 from tests.sim.sites.world import World
 
-EXPECTED = (DeviceError, FileSystemError, NoSpace, MountRefused, CorruptionError)
+EXPECTED = (DeviceError, FileSystemError, MountRefused, CorruptionError)
 
 
 class Cluster:
@@ -52,7 +52,9 @@ class Cluster:
         if "daemon" in host.processes:
             return
         process = Process(host, "daemon")
-        self.world.nursery.start_soon(self._run, process, lambda: run_site(self.world.config, site, signals=False))
+        self.world.nursery.start_soon(
+            self._run, process, lambda: run_site(self.world.config, site, signals=False)
+        )
 
     async def _run(self, process: Process, work: Callable[[], Awaitable[object]]) -> None:
         await process.run(work)
@@ -124,7 +126,7 @@ class Cluster:
                     sequence = writer.device.issued_sequence
                     covered = await self.files.fsync(file_system, file, written)
                     self.acknowledged(writer, covered, sequence)
-            except (DeviceError, FileSystemError, NoSpace) as error:
+            except (DeviceError, FileSystemError) as error:
                 self.counts[f"write refused: {type(error).__name__}"] += 1
                 await trio.sleep(1.0)
 

@@ -98,8 +98,10 @@ class Files:
             version = 0
             if any(sector):
                 magic, file, block, version = STAMP.unpack_from(sector)
-                if magic != MAGIC or (file, block) != place or sector != sector[: STAMP.size] * (
-                    SECTOR // STAMP.size
+                if (
+                    magic != MAGIC
+                    or (file, block) != place
+                    or sector != sector[: STAMP.size] * (SECTOR // STAMP.size)
                 ):
                     raise Violation(f"file {place[0]} block {place[1]} shows what was never written there")
             if version > self.issued.get(place, 0):

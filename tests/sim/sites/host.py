@@ -130,7 +130,7 @@ class Process:
         while waiting:
             task = waiting.pop()
             assert task is not None
-            status = task._cancel_status
+            status: Any = task._cancel_status
             while status is not None and status._scope is not self._scope:
                 status._scope.shield = False
                 status = status._parent

@@ -8,11 +8,14 @@ from typing import Any
 
 import trio
 
+import replication.set_receiver
 import replication.shipper
+import replication.site
 import replication.site_control
 import replication.site_parts
 import replication.site_serve
 import replication.site_writer
+import replication.sync_receiver
 from replication.received_record import Facts, ReceivedRecord
 from replication.roles import Decision, Verdict
 from replication.set_receiver import SetReceiver
@@ -21,6 +24,7 @@ from replication.sync_ledger import SyncLedger
 from replication.sync_session import SyncSession
 from tests.sim.sites.host import PROCESS
 from vsap.area import FileArea
+from vsap.entry import barrier_entry
 from vsap.positions import WritePositions
 from vsap.queue import EntryQueue
 from vsap.virtual import Recovery, VirtualArea
@@ -116,7 +120,7 @@ class _Blind:
 
     def read(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
         return [
-            entry._replace(kind=4, payload=b"", length=0, offset=0) if entry.sequence > self._since else entry
+            barrier_entry(entry.sequence, entry.timestamp_ns) if entry.sequence > self._since else entry
             for entry in self._queue.read(*arguments, **named)
         ]
 

@@ -293,12 +293,14 @@ class SimSocket(trio.socket.SocketType):
     async def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401
         """As trio's."""
         await trio.lowlevel.checkpoint()
-        return await self._retry(lambda: self.end().send(data), self.end().wait_writable)
+        sent: int = await self._retry(lambda: self.end().send(data), self.end().wait_writable)
+        return sent
 
     async def recv(self, count: int, flags: int = 0) -> bytes:
         """As trio's."""
         await trio.lowlevel.checkpoint()
-        return await self._retry(lambda: self.end().recv(count), self.end().wait_readable)
+        data: bytes = await self._retry(lambda: self.end().recv(count), self.end().wait_readable)
+        return data
 
     async def _retry(self, call: Callable[[], Any], wait: Callable[[], Awaitable[None]]) -> Any:  # noqa: ANN401
         while True:
@@ -333,6 +335,6 @@ class Factory(trio.abc.SocketFactory):
     def __init__(self, network: Network) -> None:
         self._network = network
 
-    def socket(self, family: Any = socket.AF_INET, type: Any = 0, proto: int = 0) -> Any:  # noqa: ANN401, A002
+    def socket(self, family: Any = socket.AF_INET, type: Any = 0, proto: int = 0) -> Any:  # noqa: ANN401
         """A socket of the simulation."""
         return SimSocket(self._network, family)

@@ -153,7 +153,9 @@ class Scenario:
         for other in SITE_NAMES:
             if other != host.name:
                 self.world.network.reset_all(host.name, other)
-                self.world.network.link(host.name, other).change(up=self.world.network.link(host.name, other).up)
+                self.world.network.link(host.name, other).change(
+                    up=self.world.network.link(host.name, other).up
+                )
 
     async def fill_disk(self) -> None:
         """No room on a machine for a while."""
@@ -182,7 +184,9 @@ class Scenario:
         result = await self.cluster.operate(site, name, work)
         self.world.note(f"{name}: {result!r}"[:400])
         refused = isinstance(result, Exception)
-        self.cluster.counts[f"{name}: {'refused' if refused else 'done' if result is not None else 'killed'}"] += 1
+        self.cluster.counts[
+            f"{name}: {'refused' if refused else 'done' if result is not None else 'killed'}"
+        ] += 1
         return result
 
     async def take_over(self, to: Literal["sync", "async"]) -> None:
@@ -256,7 +260,9 @@ class Scenario:
                         await self._pair(target, "resync", force=False)
         if not self.cluster.violations:
             states = self.checkers.pairs_now(self.writer)
-            self.cluster.violate(f"{when}: writer {self.writer}, {states}, no acknowledged write or no Duplex")
+            self.cluster.violate(
+                f"{when}: writer {self.writer}, {states}, no acknowledged write or no Duplex"
+            )
 
     async def _return(self) -> None:
         for _ in range(6):
@@ -288,12 +294,9 @@ class Scenario:
         areas = {site: self.checkers.area(site) for site in SITE_NAMES}
         used = sorted(self.checkers.allocated("primary"))
 
-        def same(site: str, at: int) -> bool:
+        def same(site: SiteName, at: int) -> bool:
             place = slice(at * BLOCK, at * BLOCK + BLOCK)
             return areas[site][place] == areas["primary"][place]
 
-        found = {
-            site: [at for at in used if not same(site, at)]
-            for site in ("sync", "async")
-        }
+        found = {site: [at for at in used if not same(site, at)] for site in ("sync", "async")}
         return {site: blocks for site, blocks in found.items() if blocks}

@@ -36,7 +36,7 @@ def tell(base: Path, story: Story) -> Checkers:
 
     async def main() -> None:
         for site in world.hosts:
-            cluster.start_daemon(site)  # type: ignore[arg-type]
+            cluster.start_daemon(site)
         await trio.sleep(0.3)
         cluster.start_mount("primary")
         await trio.sleep(2)
@@ -56,7 +56,9 @@ def test_a_take_over_refused_by_a_full_disk_leaves_a_follower(base: Path) -> Non
     async def story(cluster: Cluster, checkers: Checkers) -> None:
         config, disk = cluster.world.config, cluster.world.hosts["sync"].disk
         disk.full = True
-        refused = await cluster.operate("sync", "failover", lambda: failover(config, "sync", accept_loss=True))
+        refused = await cluster.operate(
+            "sync", "failover", lambda: failover(config, "sync", accept_loss=True)
+        )
         assert isinstance(refused, ProcedureRefused)
         disk.full = False
         await trio.sleep(20)

@@ -1,4 +1,4 @@
-"""One run: the calls to the host replaced, three machines, trio's clock and its order of tasks from the seed."""
+"""One run: the calls to the host replaced, three machines, trio's clock and order of tasks from the seed."""
 
 from __future__ import annotations
 
@@ -248,7 +248,10 @@ def _host_replacements(world: World) -> list[tuple[Any, str, Any]]:
         return SharedEnvironment(world, path, arguments)
 
     return [
-        *((os, name, globals()[f"_{name}"]) for name in ("open", "close", "dup", "pread", "pwrite", "pwritev")),
+        *(
+            (os, name, globals()[f"_{name}"])
+            for name in ("open", "close", "dup", "pread", "pwrite", "pwritev")
+        ),
         *((os, name, globals()[f"_{name}"]) for name in ("ftruncate", "unlink")),
         *((os, name, _sync) for name in ("fsync", "fdatasync")),
         *((module, "punch_hole", _punch_hole) for module in (jfs.device, vsap.area)),
@@ -280,7 +283,7 @@ def _defaults_from_modules() -> Iterator[None]:
     """Defaults that were bound to the real clock when their module was imported."""
     from replication.shipper import Shipper
 
-    functions = [replication.state.SiteState.__init__, Shipper.__init__]
+    functions: list[Any] = [replication.state.SiteState.__init__, Shipper.__init__]
     kept = [dict(function.__kwdefaults__) for function in functions]
     for function in functions:
         function.__kwdefaults__["now_ns"] = lambda: time.time_ns()
