@@ -36,12 +36,16 @@ LOADS: Final = ("create", "write 4 KiB", "lookup", "unlink")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure: `amount` units took `seconds`; the most memory so far, what the image takes of the disk."""
+    """One figure: `amount` units took `seconds`, and of the processor `cpu_seconds`.
+
+    With the most memory the process had so far, and what the image takes of the disk.
+    """
 
     what: str
     amount: int
     unit: str
     seconds: float
+    cpu_seconds: float
     memory_bytes: int
     disk_bytes: int
     load: str = ""  # one of a series: which operation,
@@ -54,6 +58,12 @@ def peak_memory_bytes(pid: int | str = "self") -> int:
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) << 10
+
+
+def processor_seconds(pid: int | str = "self") -> float:
+    """The processor time that a process used so far, of all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def tell(row: Row) -> None:
@@ -80,7 +90,7 @@ class Watch:
             nonlocal faults
             faults = count
 
-        began = time.perf_counter()
+        began, used = time.perf_counter(), processor_seconds(self.pid)
         yield found
         seconds = time.perf_counter() - began
         tell(
@@ -89,6 +99,7 @@ class Watch:
                 amount=amount,
                 unit=unit,
                 seconds=seconds,
+                cpu_seconds=processor_seconds(self.pid) - used,
                 memory_bytes=peak_memory_bytes(self.pid),
                 disk_bytes=self.image.stat().st_blocks * 512,
                 load=load,
@@ -356,6 +367,7 @@ def mounted(image: Path) -> Iterator[tuple[Path, Watch]]:
                     amount=1,
                     unit="times",
                     seconds=seconds,
+                    cpu_seconds=processor_seconds(process.pid),
                     memory_bytes=memory,
                     disk_bytes=disk,
                 )
