@@ -113,7 +113,6 @@ class Checkpoint:
         self._tail: Segment | None = None
         self._next: Superblock | None = None
         log = volume.writer()
-        log.is_urgent = True
         volume.frozen, volume.overlay = volume.overlay, Overlay()
         self._frozen = Frozen(
             volume.free_map.freeze(), volume.inodes, volume.next_ino, log.owned(), log.place
@@ -240,14 +239,12 @@ class Checkpoint:
         for address in self._edit.replaced:
             volume.cache.forget(address)
             volume.free_map.release(address, NODE_BLOCKS)
-        volume.writer().is_urgent = False
         volume.writer().recycle(self._tail.ordinal)
 
     def abandon(self) -> None:
         """Go back to before the freeze; the changes since stay."""
         volume = self._volume
         assert volume.frozen is not None
-        volume.writer().is_urgent = False
         volume.frozen.absorb(volume.overlay)
         volume.overlay, volume.frozen = volume.frozen, None
         volume.free_map.thaw(written=False)

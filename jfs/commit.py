@@ -16,9 +16,11 @@ from jfs.batch import (
     encode_record,
     encode_region,
 )
-from jfs.coverage import Naming, RegionCoverage, is_named
+from jfs.coverage import Naming, RegionCoverage, is_named, snap_runs
 from jfs.layout import BLOCK_BYTES
 from jfs.volume import Changes, Volume
+
+LEAST_RUNS = 64  # of a region, however short the log is
 
 
 @dataclass(slots=True)
@@ -33,8 +35,12 @@ class Housekeeping:
     region: RegionCoverage | None = None
 
 
-def issue_changes(volume: Volume, changes: Changes, housekeeping: Housekeeping) -> None:
-    """Issue one atomic batch. DeviceError or LogFull leave log and coverage as they were."""
+def issue_changes(
+    volume: Volume, changes: Changes, housekeeping: Housekeeping, *, urgent: bool = False
+) -> None:
+    """Issue one atomic batch (`urgent`: of a checkpoint). DeviceError or LogFull leave log and coverage as
+    they were.
+    """
     log, coverage = volume.writer(), volume.coverage
     segment, lsn, now_ns = log.ordinal, log.place.lsn, volume.now_ns()
     items = _items_by_ino(changes)
@@ -62,7 +68,7 @@ def issue_changes(volume: Volume, changes: Changes, housekeeping: Housekeeping) 
         chunks += encode_file(record, items.get(ino, []))
     if not chunks:
         return
-    log.append(chunks)
+    log.append(chunks, urgent=urgent)
     coverage.drop(gone, housekeeping.retired_regions)
     with_metadata = set(touched)
     for ino, naming in namings.items():
@@ -111,10 +117,16 @@ def issue_intent(volume: Volume, ino: int, file_block: int, count: int) -> None:
 
 
 def issue_region(volume: Volume, runs: list[tuple[int, int]]) -> RegionCoverage:
-    """I1 for blocks that are no file's: name them before they are written."""
+    """I1 for the blocks of a checkpoint, which are no file's: name them before they are written.
+
+    Nodes that lie apart take much to be named one by one: more is named than that, if the log is short.
+    """
     log = volume.writer()
+    run_limit = max(log.room_bytes() // 4 // LOG_RUN.size, LEAST_RUNS)
+    if len(runs) > run_limit:
+        runs = snap_runs(runs, volume.superblock.total_blocks, run_limit)
     segment = log.ordinal
-    log.append(encode_region(volume.coverage.next_region, runs, restated=True))
+    log.append(encode_region(volume.coverage.next_region, runs, restated=True), urgent=True)
     return volume.coverage.add_region(runs, segment)
 
 
@@ -163,7 +175,7 @@ def coarsen(volume: Volume, housekeeping: Housekeeping, limit_bytes: int) -> Non
 
     keep = min(coverage.policy.file_limit, limit_bytes // 2 // LOG_RECORD.size) // 2
     if len(coverage.files) > keep or coverage.region_bytes() > limit_bytes // 4:
-        run_limit = max(limit_bytes // 4 // LOG_RUN.size, 64)
+        run_limit = max(limit_bytes // 4 // LOG_RUN.size, LEAST_RUNS)
         files, regions, region = coverage.to_region(
             blocks_of, volume.superblock.total_blocks, keep=keep, run_limit=run_limit
         )

@@ -4,6 +4,7 @@ A group that has no item is all free, so an empty volume of any size costs nothi
 bitarray of *busy* blocks: used, or freed and still *pinned* because the freeing is not durable yet.
 """
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 
@@ -25,6 +26,8 @@ FIRST_BLOCK = len(SUPERBLOCK_SLOTS)
 CONTIGUOUS_BLOCKS = 1024  # a run of this length is as good as any longer one
 PATIENCE_GROUPS = 4  # groups searched for a long run before short ones are taken
 CACHED_GROUPS = 4096
+_NODE_PLACE = bytes(NODE_BLOCKS)
+_FREE_RUN = re.compile(b"\0+")
 
 
 def encode_group(bits: bitarray) -> bytes | None:
@@ -124,6 +127,12 @@ class FreeMap:
         self._frozen: FrozenMap | None = None
         self._group_count = -(-total_blocks // GROUP_BLOCKS)
         self._full = bytearray(self._group_count)  # 1: known to hold no free block
+        self._node_places: dict[int, int] = {}  # that a group has, until it changes
+        self._known_places = 0  # the sum
+        # That data leaves: three quarters of the reserve.
+        self._least_places = reserve_blocks * 3 // 4 // NODE_BLOCKS
+        self._stale: list[int] = []  # groups that changed since they were counted
+        self._uncounted = iter(range(self._group_count))
         self._cursor = reserve_blocks
         self._node_cursor = reserve_blocks
 
@@ -183,6 +192,7 @@ class FreeMap:
         """Replay of an allocation: harmless when the blocks are used already."""
         for group, bit, part in self._pieces(start, count):
             bits = self._bits(group)
+            self._recount(group)
             self.free_blocks -= part - bits.count(1, bit, bit + part)
             bits[bit : bit + part] = 1
             self._dirty.add(group)
@@ -191,6 +201,7 @@ class FreeMap:
         """Replay of a freeing, which is durable: harmless when the blocks are free already."""
         for group, bit, part in self._pieces(start, count):
             bits = self._bits(group)
+            self._recount(group)
             self.free_blocks += bits.count(1, bit, bit + part)
             bits[bit : bit + part] = 0
             self._full[group] = 0
@@ -222,6 +233,7 @@ class FreeMap:
         for group, bit, part in pieces(start, count):
             self._bits(group)[bit : bit + part] = 0
             self._full[group] = 0
+            self._recount(group)
         self.free_blocks += count
 
     def _pieces(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
@@ -231,12 +243,46 @@ class FreeMap:
             )
         return pieces(start, count)
 
+    # -- room for the tree -----------------------------------------------------------
+
+    def _recount(self, group: int) -> None:
+        """A group changes: how many nodes have a place in it is to be counted again."""
+        places = self._node_places.pop(group, None)
+        if places is not None:
+            self._known_places -= places
+            self._stale.append(group)
+
+    def node_places(self, wanted: int) -> int:
+        """The nodes there is a place for, as far as they are `wanted`: free blocks alone do not say, because
+        a node needs a run. No more groups are counted than it takes, each once until it changes.
+        """
+        while self._known_places < wanted:
+            group = self._stale.pop() if self._stale else next(self._uncounted, None)
+            if group is None:
+                break
+            places = 0 if self._full[group] else self._bits(group).unpack().count(_NODE_PLACE)
+            self._node_places[group] = places
+            self._known_places += places
+        return min(self._known_places, wanted)
+
     # -- allocation ----------------------------------------------------------------
 
     def allocate(self, count: int, near: int = 0) -> list[Run]:
-        """Blocks for data, at `near` if that is free, long runs first. NoSpace leaves the map as it was."""
+        """Blocks for data, at `near` if that is free, long runs first. NoSpace leaves the map as it was.
+
+        Where the tree is short of places for its nodes, data gets blocks that are none.
+        """
         if count > self.free_blocks - self.reserve_blocks:
             raise NoSpace
+        places = self.node_places(self._least_places)
+        runs = self._take_blocks(count, near)
+        if self.node_places(places) < places:
+            for taken in runs:
+                self.release(*taken)
+            runs = self._take_leftovers(count)
+        return join_runs(runs)
+
+    def _take_blocks(self, count: int, near: int) -> list[Run]:
         near = near if self.reserve_blocks <= near < self.total_blocks else 0
         position = near or self._cursor
         runs: list[Run] = []
@@ -260,13 +306,34 @@ class FreeMap:
             position = runs[-1][0] + runs[-1][1]
         if not near:
             self._cursor = position
-        return join_runs(runs)
+        return runs
+
+    def _take_leftovers(self, count: int) -> list[Run]:
+        """Blocks that are left over in free runs when nodes take what they can. NoSpace takes none."""
+        runs: list[Run] = []
+        rest = count
+        first = self.reserve_blocks // GROUP_BLOCKS
+        for group in range(first, self._group_count):
+            if self._full[group]:
+                continue
+            low = self.reserve_blocks - first * GROUP_BLOCKS if group == first else 0
+            for found in _FREE_RUN.finditer(self._bits(group).unpack(), low):
+                part = min((found.end() - found.start()) % NODE_BLOCKS, rest)
+                if part:
+                    rest -= self._take_at(group * GROUP_BLOCKS + found.end() - part, part, runs)
+                if not rest:
+                    return runs
+        for taken in runs:
+            self.release(*taken)
+        raise NoSpace
 
     def allocate_segment(self, count: int, near: int) -> int | None:
         """One run for a log segment; None if there is none that leaves the reserve to the tree."""
-        if self.free_blocks < self.reserve_blocks + 2 * count:
-            return None
-        return self._take_run(count, near, self.reserve_blocks)
+        return self._take_run(count, near, self.reserve_blocks) if self.may_give_segment(count) else None
+
+    def may_give_segment(self, count: int) -> bool:
+        """Does a log segment leave the reserve alone?"""
+        return self.free_blocks >= self.reserve_blocks + 2 * count
 
     def allocate_contiguous(self, count: int, near: int = 0) -> int | None:
         """One run, in the reserve if need be; None if there is none."""
@@ -318,6 +385,7 @@ class FreeMap:
         if taken:
             bits[bit : bit + taken] = 1
             self._dirty.add(group)
+            self._recount(group)
             self.free_blocks -= taken
             runs.append((start, taken))
         return taken

@@ -153,9 +153,6 @@ class LogWriter:
         self._incarnation = incarnation
         self._grow = grow
         self._grow_urgently = grow_urgently
-        # A checkpoint is under way. It must always find room: without it the log would never have any again,
-        # and power cuts in the middle of checkpoints use up what is kept for them.
-        self.is_urgent = False
         self.segment_blocks = segment_blocks
         self.segment_limit = min(segment_limit, SEGMENT_TABLE_LIMIT)
         self.segments = segments
@@ -248,8 +245,12 @@ class LogWriter:
         """Longest body of one batch."""
         return min(PART_BYTES, (self.segment_blocks - JUMP_COPIES) * BLOCK_BYTES - BATCH.size)
 
-    def append(self, chunks: list[bytes]) -> int:
+    def append(self, chunks: list[bytes], *, urgent: bool = False) -> int:
         """Issue records as one atomic change (in several batches if long); returns the number of the last.
+
+        `urgent`: what a checkpoint says. It must always find room, because without checkpoints the log would
+        never have any again: it gets the last spare segment, which nothing else does, and one beyond the
+        limit, because power cuts in the middle of checkpoints use up what is kept for them.
 
         DeviceError or LogFull leave the log as it was.
         """
@@ -258,7 +259,7 @@ class LogWriter:
         try:
             parts = self._parts(chunks)
             for index, body in enumerate(parts):
-                self._make_way(batch_blocks(len(body)))
+                self._make_way(batch_blocks(len(body)), urgent)
                 self._write(RECORDS_BATCH, body, more=index + 1 < len(parts))
         except BaseException:
             self._restore(*saved)
@@ -288,16 +289,16 @@ class LogWriter:
         parts.append(b"".join(chunks[start:]))
         return parts
 
-    def _make_way(self, blocks: int) -> None:
+    def _make_way(self, blocks: int, urgent: bool) -> None:
         """Enter another segment if the current one has no room."""
         if blocks <= self._rest_blocks():
             return
-        if self.spares:
+        if len(self.spares) > (0 if urgent else 1):
             start = self.spares.pop(0)
         else:
-            owned = len(self.segments)
+            owned = len(self.segments) + len(self.spares)
             grown = self._take_segment(self._grow) if owned < self.segment_limit else None
-            if grown is None and self.is_urgent and owned < SEGMENT_TABLE_LIMIT:
+            if grown is None and urgent and owned < SEGMENT_TABLE_LIMIT:
                 grown = self._take_segment(self._grow_urgently)
             if grown is None:
                 raise LogFull

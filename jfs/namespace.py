@@ -346,7 +346,7 @@ class Namespace(Attributes):
         tree while there surely is room for the nodes that this takes. So removing always works.
         """
         for _ in range(MAKE_WAY_TRIES):
-            if not self.store.is_tight(len(self._dirty)):
+            if not self.store.volume.is_tight(len(self._dirty)):
                 return
             try:
                 await self.store.checkpoint()
@@ -355,7 +355,7 @@ class Namespace(Attributes):
 
     async def throttle(self) -> None:
         """Hold a caller up while too much waits to be written or removed."""
-        await self.store.throttle()
+        await self.store.throttle(len(self._dirty))
         if self._cuts and not self._settling.locked():
             await self.settle()
 

@@ -16,7 +16,7 @@ from jfs import directory
 from jfs.errors import FileSystemError, NoSpace
 from jfs.filemap import Run
 from jfs.inode import Inode
-from jfs.layout import INODE, ORPHAN, ORPHAN_INO, make_key
+from jfs.layout import INODE, NODE_BLOCKS, ORPHAN, ORPHAN_INO, make_key
 from jfs.lookups import LookupCounts
 from jfs.store import Store
 
@@ -133,6 +133,10 @@ class NodeTable:
         limit = max(free_map.reserve_blocks >> 1, min(free_map.reserve_blocks, LEAST_RESERVE))
         waiting = overlay.value_bytes + _ITEM_BYTES * len(overlay) >> 11
         if free_map.free_blocks + free_map.pinned_blocks - waiting < limit // share:
+            raise NoSpace
+        # Free blocks that lie apart are of no use to the tree.
+        places = limit * 5 // 8 // share // NODE_BLOCKS
+        if free_map.node_places(places) < places:
             raise NoSpace
 
     def _encode(self, node: Node) -> None:

@@ -21,7 +21,7 @@ from jfs.commit import (
 from jfs.coverage import CoveragePolicy
 from jfs.device import BLOCK_BYTES, BlockDevice, Buffer
 from jfs.errors import DeviceError, FileSystemError, NoSpace
-from jfs.layout import LOG_INO, NODE_BLOCKS, VALUE_LIMIT_BYTES, Superblock
+from jfs.layout import LOG_INO, VALUE_LIMIT_BYTES, Superblock
 from jfs.log import LogFull
 from jfs.mkfs import FIRST_SEGMENTS
 from jfs.replay import DEFAULT_CACHE_BYTES, attach_log, load_volume
@@ -35,7 +35,7 @@ WAIT = "wait"
 TICK_SECONDS = 0.5
 ROOM_TRIES = 8
 WAIT_SECONDS = 1.0
-TIGHT_NODES = 8  # what one operation may change, and the free map
+ITEM_BYTES = 256  # of an inode in the log, about
 
 
 @dataclass(frozen=True)
@@ -336,14 +336,20 @@ class Store:
             if not self.volume.pending.is_empty():
                 raise FileSystemError(errno.EROFS)
             return
-        while not log.has_room(self.volume.pending.size_bytes()):
+        while not self._has_room():
             await self.checkpoint()
-            if self.options.on_log_full != WAIT or log.has_room(self.volume.pending.size_bytes()):
+            if self.options.on_log_full != WAIT or self._has_room():
                 return  # LogFull says if that was not enough
             while True:
                 await trio.sleep(WAIT_SECONDS)
                 if any(self._coverage.ripe(self.volume.far_state())):
                     break
+
+    def _has_room(self) -> bool:
+        """Has the log room for all that the next batch will say?"""
+        for hook in self.before_commit:
+            hook()
+        return self.volume.writer().has_room(self.volume.pending.size_bytes())
 
     # -- checkpoint --------------------------------------------------------
 
@@ -382,9 +388,8 @@ class Store:
             checkpoint = Checkpoint(volume, self.options.merge_leaves)
             try:
                 await self._order_new_data(changes)
-                issue_changes(
-                    volume, changes, checkpoint_housekeeping(volume, self.options.on_log_full == COARSEN)
-                )
+                housekeeping = checkpoint_housekeeping(volume, self.options.on_log_full == COARSEN)
+                issue_changes(volume, changes, housekeeping, urgent=True)
             except BaseException:
                 checkpoint.abandon()
                 self._give_back(changes)
@@ -405,25 +410,20 @@ class Store:
         self._unfinished = None
 
     def _give_segments_back(self) -> None:
-        """A log that has grown gives half of the segments it does not need back."""
-        log = self.volume.writer()
-        surplus = (len(log.segments) + len(log.spares) - FIRST_SEGMENTS) // 2
-        for _ in range(min(surplus, len(log.spares) - FIRST_SEGMENTS)):
-            self.free(LOG_INO, log.spares.pop(), log.segment_blocks)
+        """A log that has grown gives half of the segments it does not need back; on a full volume, all."""
+        for _ in range(self.volume.surplus_segments(FIRST_SEGMENTS)):
+            self.free(LOG_INO, self.volume.writer().spares.pop(), self.volume.superblock.segment_blocks)
 
-    def is_tight(self, more_items: int) -> bool:
-        """Might the tree find no room? Each item that waits, and `more_items`, may split a leaf."""
-        items = len(self.volume.overlay) + more_items
-        nodes = 2 * items + self.volume.tree.height + TIGHT_NODES
-        return items > 0 and nodes * NODE_BLOCKS > self.volume.free_map.free_blocks
+    async def throttle(self, more_items: int = 0) -> None:
+        """Hold a caller up while there are too many uncommitted changes or too much waits in memory.
 
-    async def throttle(self) -> None:
-        """Hold a caller up while there are too many uncommitted changes or too much waits in memory."""
+        `more_items`: that the hooks before the commit will put.
+        """
         volume, options = self.volume, self.options
         pending = volume.pending
         if volume.log is None:
             return
-        if not volume.log.has_room(pending.rough_bytes()):
+        if not volume.log.has_room(pending.rough_bytes() + more_items * ITEM_BYTES):
             await self.commit()
         if len(pending.items) > options.pending_items or pending.value_bytes > self._pending_bytes:
             await self.commit()

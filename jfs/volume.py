@@ -27,6 +27,7 @@ from jfs.tree import Item, NodeCache, Tree
 
 FIRST_PAGE_ITEMS = 32
 PAGE_ITEMS = 512
+TIGHT_NODES = 8  # what one operation may change, and the free map
 
 
 @dataclass(slots=True)
@@ -101,6 +102,20 @@ class Volume:
             self.superblock_sequence,
             self.now_ns(),
         )
+
+    def is_tight(self, more_items: int) -> bool:
+        """Might the tree find no room? Each item that waits, and `more_items`, may split a leaf."""
+        items = len(self.overlay) + more_items
+        nodes = 2 * items + self.tree.height + TIGHT_NODES
+        return items > 0 and self.free_map.node_places(nodes) < nodes
+
+    def surplus_segments(self, first_segments: int) -> int:
+        """How many spare segments the log should give back now, down to those it had at first."""
+        log = self.writer()
+        surplus = len(log.owned()) - first_segments
+        if self.free_map.may_give_segment(log.segment_blocks):
+            return min(surplus // 2, len(log.spares) - first_segments)
+        return min(surplus, len(log.spares) - 1)
 
     # -- items -------------------------------------------------------------
 

@@ -208,4 +208,41 @@ def test_sixteen_tebibytes_cost_nothing() -> None:
 
     free_map = FreeMap(total, 16384, load, total)
     assert free_map.allocate(5, near=total // 2) == [(total // 2, 5)]
-    assert len(loaded) == 1
+    assert len(loaded) <= 3, "that block, and the first groups for a look at what the tree has left"
+
+
+def node_runs(free_map: FreeMap) -> int:
+    """Places for nodes, counted by looking at every block."""
+    found = length = 0
+    for block in range(free_map.total_blocks):
+        length = 0 if free_map.is_used(block) else length + 1
+        found += length > 0 and length % NODE_BLOCKS == 0
+    return found
+
+
+def test_data_leaves_places_for_the_tree_however_scattered_the_free_blocks_are() -> None:
+    """Nodes move while data comes and goes in single blocks: the last runs of four are not data's."""
+    rng = random.Random(8)
+    free_map = make_map(1024, 64)
+    data: list[int] = []
+    nodes = free_map.allocate_nodes(30)
+    least = node_runs(free_map)
+    for _ in range(3000):
+        try:
+            runs = free_map.allocate(rng.choice((1, 1, 2, 5)))
+        except NoSpace:
+            rng.shuffle(data)
+            for _ in range(rng.choice((1, 40))):
+                free_map.release(data.pop(), 1)
+            moved = free_map.allocate_nodes(4)
+            for _ in range(4):
+                free_map.release(nodes.pop(rng.randrange(len(nodes))), NODE_BLOCKS)
+            nodes += moved
+        else:
+            data += [block for start, count in runs for block in range(start, start + count)]
+            least = min(least, node_runs(free_map))
+        places = node_runs(free_map)
+        assert free_map.node_places(10_000) == places
+        assert free_map.node_places(5) == min(places, 5)
+    assert least >= 4, "moving four nodes takes places before it gives others"
+    assert len(set(data)) == len(data)

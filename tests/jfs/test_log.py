@@ -31,7 +31,11 @@ SEGMENT_BLOCKS = 16
 
 
 def writer(
-    device: MemoryDevice, spares: list[int], limit: int = 8, grow: Callable[[], int | None] = lambda: None
+    device: MemoryDevice,
+    spares: list[int],
+    limit: int = 8,
+    grow: Callable[[], int | None] = lambda: None,
+    urgently: Callable[[], int | None] = lambda: None,
 ) -> LogWriter:
     tail = LogPlace(1, 16, 0)
     return LogWriter(
@@ -44,6 +48,7 @@ def writer(
         place=tail,
         incarnation=7,
         grow=grow,
+        grow_urgently=urgently,
     )
 
 
@@ -113,7 +118,7 @@ def test_every_flipped_bit_ends_the_log() -> None:
 
 def test_batches_follow_each_other_through_segments() -> None:
     device = MemoryDevice(1 << 20)
-    log = writer(device, [64, 32])
+    log = writer(device, [64, 32, 96])
     bodies = [bytes([index]) * 9000 for index in range(12)]
     for body in bodies:
         log.append([body])
@@ -133,7 +138,7 @@ def test_batches_follow_each_other_through_segments() -> None:
 def test_either_copy_of_a_jump_will_do(copy: int) -> None:
     """The segment behind it is known from the jump alone: a damaged one must not look like the log's end."""
     device = MemoryDevice(1 << 20)
-    log = writer(device, [64, 32])
+    log = writer(device, [64, 32, 96])
     for index in range(12):
         log.append([bytes([index]) * 9000])
     whole = list(reader(device))
@@ -147,7 +152,7 @@ def test_either_copy_of_a_jump_will_do(copy: int) -> None:
 def test_a_segment_that_is_full_but_for_one_block_has_one_jump() -> None:
     """As an earlier version left it: nothing is written over what follows the segment."""
     device = MemoryDevice(1 << 20)
-    log = writer(device, [64])
+    log = writer(device, [64, 32])
     log.append([bytes(10)])
     last = 16 + SEGMENT_BLOCKS - 1
     log.place = log.segments[0].place = LogPlace(log.place.lsn, last, log.place.chain)
@@ -159,7 +164,7 @@ def test_a_segment_that_is_full_but_for_one_block_has_one_jump() -> None:
 
 def test_a_change_longer_than_a_batch_is_cut_and_marked() -> None:
     device = MemoryDevice(1 << 20)
-    log = writer(device, [32, 48, 64])
+    log = writer(device, [32, 48, 64, 80])
     chunks = [bytes([index]) * 5000 for index in range(25)]
     log.append(chunks)
     batches = [batch for batch in reader(device) if batch.kind != JUMP_BATCH]
@@ -179,9 +184,41 @@ def test_a_full_log_is_left_as_it_was() -> None:
     assert [batch.body for batch in reader(device)] == [b"first", b"second"]
 
 
-def test_a_failed_write_is_left_out() -> None:
+def test_the_last_spare_segment_is_for_checkpoints() -> None:
     device = MemoryDevice(1 << 20)
     log = writer(device, [32, 48])
+    for _ in range(14):
+        log.append([bytes(8000)])
+    with pytest.raises(LogFull):
+        log.append([bytes(8000)])
+    assert log.spares == [48]
+    log.append([bytes(30_000)], urgent=True)
+    assert [segment.start for segment in log.segments] == [16, 32, 48]
+
+
+def test_only_checkpoints_make_the_log_grow_beyond_its_limit() -> None:
+    device = MemoryDevice(1 << 20)
+    log = writer(device, [], limit=2, urgently=iter((80, 96)).__next__)
+    with pytest.raises(LogFull):
+        log.append([bytes(30_000)] * 2)
+    for _ in range(3):
+        log.append([bytes(30_000)], urgent=True)
+    assert [segment.start for segment in log.segments] == [16, 80, 96]
+
+
+def test_what_has_room_says_is_so() -> None:
+    chance = random.Random(5)
+    for _ in range(200):
+        device = MemoryDevice(1 << 20)
+        log = writer(device, [32, 48, 64])
+        while log.has_room(needed := chance.choice((1, 4096, 20_000, 40_000))):
+            log.append([bytes(needed)])
+        log.append([bytes(20_000)], urgent=True)
+
+
+def test_a_failed_write_is_left_out() -> None:
+    device = MemoryDevice(1 << 20)
+    log = writer(device, [32, 48, 64])
     log.append([b"first"])
     for _ in range(8):
         log.append([bytes(5000)])
@@ -205,7 +242,7 @@ def test_a_new_segment_is_discarded_with_the_jump_that_stays() -> None:
     with pytest.raises(LogFull):
         log.append([bytes(30_000)] * 4)
     device.blocks.update(junk)
-    log.append([bytes(12_000)])
+    log.append([bytes(12_000)], urgent=True)
     assert [segment.start for segment in log.segments] == [16, 100]
     assert not set(device.blocks.values()) & set(junk.values())
 
@@ -218,7 +255,7 @@ def test_the_log_grows_and_is_recycled() -> None:
     assert not log.has_room(1_000_000)
     assert len(log.owned()) == 6
     for _ in range(38):
-        log.append([bytes(8_000)])
+        log.append([bytes(8_000)], urgent=True)
     ordinal = log.ordinal
     assert ordinal == 5
     dead = log.recycle(ordinal)
