@@ -50,6 +50,7 @@ class PairEnd:
         self._site = site
         self._stopped: int | None = None
         """Since when the conversation stands that an operator ended; it does not resume the pair."""
+        self._trouble = ""
 
     async def run(self) -> None:
         """Look now and then, until cancelled: coming into step is nobody's message."""
@@ -58,7 +59,17 @@ class PairEnd:
             await trio.sleep(LOOK_SECONDS)
 
     def look(self) -> None:
-        """Put on record what there is to see."""
+        """Put on record what there is to see; where the host refuses that, the next look tries again."""
+        try:
+            self._look()
+        except StateError as error:
+            if str(error) != self._trouble:
+                log.warning("site %s: %s", self._site.name, error)
+            self._trouble = str(error)
+        else:
+            self._trouble = ""
+
+    def _look(self) -> None:
         site, part, roles = self._site, self._site.part, self._site.state.roles
         if roles is None or not isinstance(part, SyncPart | FollowPart):
             return
@@ -105,6 +116,3 @@ class PairEnd:
                 )
             except PairError:
                 continue  # what is there already, or what an operator stopped
-            except StateError as error:
-                log.warning("site %s: %s", site.name, error)
-                return
