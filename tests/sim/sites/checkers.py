@@ -20,12 +20,14 @@ from replication.roles import Roles, role_of
 from replication.set_receiver import SetReceiver
 from replication.state import SiteState
 from replication.sync_receiver import SyncReceiver
+from replication.sync_session import SyncSession
 from tests.sim.sites.cluster import Cluster
 from tests.sim.sites.host import PROCESS
 from tests.sim.sites.world import VOLUME_BYTES
 from vsap.area import FileArea
 from vsap.entry import DISCARD, WRITE, Entry
 from vsap.queue import EntryQueue
+from vsap.virtual import VirtualArea
 
 BLOCK = 4096
 ZERO = bytes(BLOCK)
@@ -119,6 +121,8 @@ class Checkers:
         self.checked = 0
         self.dropped_through = 0
         self.position = (0, 0)
+        self.allowed: dict[int, int] = {}
+        """How far the far site may be (P1), by epoch: what C had, or what the writer had without it."""
         self.accepting = 0
         """Operators who accept loss just now."""
         self.began: set[int] = set()
@@ -187,6 +191,7 @@ class Checkers:
         if roles.writer == site:
             parent = self.epoch[site]
         self.history.begin(roles.epoch, parent, roles.start_sequence)
+        self.may_follow(roles.epoch, roles.start_sequence)
         if roles.writer == site:
             self.began.add(roles.epoch)
             if self.accepting:
@@ -245,6 +250,16 @@ class Checkers:
         position = last.head.after
         before, self.position = self.position, (position.epoch, position.sequence)
         self.checked += 1
+        waits = roles is None or roles.sync_to is not None
+        if (
+            waits
+            and position.epoch == self.epoch[site]
+            and position.sequence > self.allowed.get(position.epoch, 0)
+        ):
+            self.cluster.violate(
+                f"site {site} is at {position.sequence} in epoch {position.epoch}, and site sync had "
+                f"{self.allowed.get(position.epoch, 0)} at most"
+            )
         blocks: Iterable[int]
         follows = before[0] == position.epoch and 0 <= position.sequence - before[1] < 200
         if follows and self.checked % 20:
@@ -293,6 +308,16 @@ class Checkers:
         return {
             block for offset, length in ranges for block in range(offset // BLOCK, (offset + length) // BLOCK)
         }
+
+    def may_follow(self, epoch: int, sequence: int) -> None:
+        """Entries up to here may be shipped."""
+        self.allowed[epoch] = max(sequence, self.allowed.get(epoch, 0))
+
+    def progressed(self, device: VirtualArea) -> None:
+        """The writer looked at what C has."""
+        remote = device._remote
+        if remote is None or remote.unprotected:
+            self.may_follow(self.epoch[self.here()], device._pushed)
 
     def wrote(self, area: FileArea, offset: int, length: int) -> None:
         """An area was written."""
@@ -350,6 +375,13 @@ def watching(checkers: Checkers) -> Iterator[None]:
         checkers.receivers[checkers.here()] = self
 
     after(SyncReceiver, "__init__", made)
+
+    def received(_: Any, self: SyncSession, *arguments: Any, **named: Any) -> None:  # noqa: ANN401
+        checkers.may_follow(self._epoch, self._stream)
+
+    after(SyncSession, "_advance", received)
+    after(SyncSession, "_answer_flush", received)
+    after(VirtualArea, "_on_progress", lambda _, self: checkers.progressed(self))
     try:
         yield
     finally:

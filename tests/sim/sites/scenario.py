@@ -248,7 +248,7 @@ class Scenario:
         while trio.current_time() < deadline and not self.cluster.violations:
             await trio.sleep(0.5)
             states = self.checkers.pairs_now(self.writer)
-            if states and all(state == "Duplex" for state in states.values()):
+            if all(state == "Duplex" for state in states.values()):
                 acks = self.cluster.counts["acknowledged"]
                 await trio.sleep(1.5)
                 if self.cluster.counts["acknowledged"] > acks:
