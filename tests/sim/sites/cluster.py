@@ -67,7 +67,8 @@ class Cluster:
 
     def violate(self, sentence: str) -> None:
         """A promise was broken."""
-        self.world.note(f"VIOLATION {sentence}")
+        if not self.world.endless:
+            self.world.note(f"VIOLATION {sentence}")
         self.violations.append(sentence)
 
     # --- the mount process and its application

@@ -20,7 +20,7 @@ import trio.testing
 from tests.sim.sites.checkers import Checkers, watching
 from tests.sim.sites.cluster import Cluster, copy_sites, make_volume
 from tests.sim.sites.scenario import Scenario
-from tests.sim.sites.world import World, run
+from tests.sim.sites.world import MOST_STEPS, World, run
 
 NEEDED = {
     "a take-over at the sync site": "failover --to sync: done",
@@ -96,6 +96,8 @@ def play(base: Path, seed: int) -> Outcome:
 
         with watching(checkers):
             run(world, str(seed), main)
+        if world.endless:
+            cluster.violate(f"the sites went on for {MOST_STEPS} steps without an end")
         cluster.counts["checked"] += checkers.checked
         return Outcome(seed, cluster.violations, world.trace, cluster.counts, ended[0] if ended else 0.0)
     finally:

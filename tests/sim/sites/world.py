@@ -31,6 +31,8 @@ from tests.sim.sites.host import EPOCH_NS, PROCESS, Dead, Host, acting, no_room
 from tests.sim.sites.network import End, Factory, Network
 
 VOLUME_BYTES = 4 << 20
+MOST_STEPS = 1_000_000
+"""Task switches of one run; a usual one has 20,000 to 100,000."""
 PORTS = {"primary": 7001, "sync": 7002, "async": 7003}
 
 real_open, real_close, real_dup = os.open, os.close, os.dup
@@ -63,6 +65,7 @@ class World:
         self.trace: list[str] = []
         self.latency = random.Random(f"{seed} latency")
         self.environments: dict[str, list[Any]] = {}
+        self.endless = False
         self.nursery: trio.Nursery
 
     def note(self, line: str) -> None:
@@ -314,6 +317,25 @@ def simulated(world: World) -> Iterator[None]:
             host.disk.close()
 
 
+class Watchdog(trio.abc.Instrument):
+    """Ends a run that goes round in a circle without time passing; the same step in every replay."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._steps = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Called by trio."""
+        del task
+        self._steps += 1
+        if self._steps == MOST_STEPS:
+            self._world.endless = True
+            self._world.nursery.cancel_scope.cancel()
+            for host in self._world.hosts.values():
+                for name in list(host.processes):
+                    host.kill(name)
+
+
 def run(world: World, seed: str, main: Callable[[], Awaitable[None]]) -> None:
     """Run to the end, on trio's own order of tasks as the seed gives it."""
 
@@ -332,7 +354,7 @@ def run(world: World, seed: str, main: Callable[[], Awaitable[None]]) -> None:
 
     trio_run._r.seed(seed)
     with simulated(world):
-        trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0))
+        trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0), instruments=[Watchdog(world)])
 
 
 __all__ = ["Dead", "World", "run", "simulated"]
