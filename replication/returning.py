@@ -107,7 +107,10 @@ def _of_fork(
     finally:
         positions.close()
     if not known:
-        ranges = allocated_of(place)
+        try:
+            ranges = allocated_of(place)
+        except CorruptionError:
+            ranges = [(0, area.size_bytes)]  # what is in use cannot be read either
     _keep_blocks(area, writer, ranges)
     what = "what it wrote since" if known else "everything in use, because its write positions are lost,"
     return [], False, f"it parted from the others at sequence {parted}; {what} is kept"

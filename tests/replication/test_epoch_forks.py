@@ -74,6 +74,8 @@ def fork(cluster: Cluster) -> None:
     write_own(cluster, "sync", "sync")
     cluster.start("async")
     assert failover(cluster, "async", accept_loss=True).epoch == 2
+    # It goes far beyond the numbers that sync used: by these nothing of sync would look like its own.
+    crash(cluster, write_some(cluster, "async", 20))
     write_own(cluster, "async")
     cluster.start("primary", "sync")
 

@@ -1,0 +1,111 @@
+"""What a site keeps that wrote in an epoch which the others know nothing of."""
+
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from jfs.errors import DeviceError
+from replication.config import SiteName
+from replication.parts import Place, SitePaths, parted_at, prepare
+from replication.quarantine import read_entries
+from replication.returning import keep_before_following, keep_own_writes
+from replication.roles import Roles, first_roles, following
+from replication.state import SiteState, VolumeIdentity
+from tests.replication.cluster import make_config
+from vsap.area import FileArea
+from vsap.entry import write_entry
+
+SIZE = 64 << 20
+FIRST = first_roles(1)
+C2 = following(FIRST, writer="sync", async_to="async", start_sequence=100, now_ns=2)
+D2 = following(FIRST, writer="async", start_sequence=90, now_ns=3)
+D3 = following(D2, writer="async", start_sequence=500, now_ns=4)
+D3_WITH_SYNC = following(D2, writer="async", async_to="sync", start_sequence=500, now_ns=4)
+
+
+def forked_at_sync(directory: Path, state: SiteState, winner: Roles) -> Place:
+    """Site sync wrote block 3 in its own epoch 2, the flushed part of it, and learned of the other one."""
+    config = make_config(directory)
+    place = Place(config, "sync", SitePaths(config.site("sync").directory), state)
+    state.create(VolumeIdentity(uuid=UUID(int=9), name="test", size_bytes=SIZE), FIRST)
+    place.make_area()
+    prepare(place)
+    state.adopt(C2)
+    prepare(place)
+    queue, positions = place.open_writer_queue(), place.open_positions()
+    entry = write_entry(101, 5, 3 * 4096, b"c" * 4096)
+    positions.append(101, entry.offset, entry.length)
+    queue.append_batch([entry])  # killed before the area had it
+    positions.close()
+    queue.close()
+    state.adopt(winner)
+    return place
+
+
+def kept_blocks(path: str | None) -> dict[int, bytes]:
+    assert path is not None
+    return {
+        entry.offset + at: bytes(entry.payload[at : at + 4096])
+        for entry in read_entries(Path(path))
+        for at in range(0, entry.length, 4096)
+        if entry.payload[at : at + 4096] != bytes(4096)
+    }
+
+
+def test_everything_since_the_parting_is_kept_also_what_was_in_the_queue_only(tmp_path: Path) -> None:
+    with SiteState(tmp_path / "state") as state:
+        place = forked_at_sync(tmp_path / "cluster", state, D3)
+        assert parted_at(place) == 90
+        record = keep_own_writes(place, D3.start_sequence)
+        assert (record.everything, record.quarantined_bytes) == (True, 4096)
+        assert str(record.quarantine).endswith("epoch-3-after-90")
+        assert kept_blocks(record.quarantine) == {3 * 4096: b"c" * 4096}
+        again = keep_own_writes(place, D3.start_sequence)
+        assert kept_blocks(again.quarantine) == {3 * 4096: b"c" * 4096}
+
+
+def test_without_positions_all_there_is_is_kept(tmp_path: Path) -> None:
+    with SiteState(tmp_path / "state") as state:
+        place = forked_at_sync(tmp_path / "cluster", state, D3)
+        positions = place.open_positions()
+        positions.reset(300)
+        positions.close()
+        record = keep_own_writes(place, D3.start_sequence)
+        assert record.quarantined_bytes == SIZE
+        assert "write positions are lost" in record.reason
+        assert kept_blocks(record.quarantine) == {3 * 4096: b"c" * 4096}
+
+
+def test_a_site_that_is_to_follow_at_once_keeps_its_own_first(tmp_path: Path) -> None:
+    """Not while somebody still writes there; afterwards its area is no state of the stream."""
+    with SiteState(tmp_path / "state") as state:
+        place = forked_at_sync(tmp_path / "cluster", state, D3_WITH_SYNC)
+        area = FileArea(place.paths.area)
+        area.lock_writer(place.paths.writer_lock)
+        with pytest.raises(DeviceError, match="a mount process still runs there; unmount it"):
+            keep_before_following(place)
+        area.close()
+        keep_before_following(place)
+        prepare(place)
+        (kept,) = place.paths.quarantine.iterdir()
+        assert kept_blocks(str(kept)) == {3 * 4096: b"c" * 4096}
+        with place.open_journal() as journal:
+            assert journal.tail.epoch == 0
+        keep_before_following(place)  # prepared: nothing more
+
+
+@pytest.mark.parametrize("site", ["primary", "async"])
+def test_a_site_of_the_same_history_has_nothing_to_keep(tmp_path: Path, site: SiteName) -> None:
+    config = make_config(tmp_path / "cluster")
+    with SiteState(tmp_path / "state") as state:
+        place = Place(config, site, SitePaths(config.site(site).directory), state)
+        state.create(VolumeIdentity(uuid=UUID(int=9), name="test", size_bytes=SIZE), FIRST)
+        place.make_area()
+        prepare(place)
+        state.adopt(D2)
+        assert parted_at(place) is None
+        keep_before_following(place)
+        state.adopt(D3_WITH_SYNC)
+        assert parted_at(place) is None
+        assert not place.paths.quarantine.exists()
