@@ -55,7 +55,7 @@ STRESS_SECONDS = 4
 STRESS_OPTIONS = {
     "mmap": "--mmap-file --mmap-bytes 16m",
     "hdd": "--hdd-bytes 32m",
-    "iomix": "--iomix-bytes 16m",
+    "iomix": "--iomix-bytes 4m --timeout 12s",
     "sync-file": "--sync-file-bytes 16m",
     # ext4 refuses after a few attributes; here one round sets, reads and removes some thousands.
     "xattr": "--xattr-ops 1 --timeout 90s",
