@@ -13,11 +13,14 @@ import replication.shipper
 import replication.site
 import replication.site_control
 import replication.site_parts
+import replication.site_report
 import replication.site_serve
+import replication.site_take_over
 import replication.site_writer
 import replication.sync_receiver
+from replication.frames import Frame, FrameType
 from replication.received_record import Facts, ReceivedRecord
-from replication.roles import Decision, Verdict
+from replication.roles import Decision, Roles, Verdict
 from replication.set_receiver import SetReceiver
 from replication.state import SiteState
 from replication.sync_ledger import SyncLedger
@@ -27,7 +30,7 @@ from vsap.area import FileArea
 from vsap.entry import barrier_entry
 from vsap.positions import WritePositions
 from vsap.queue import EntryQueue
-from vsap.virtual import Recovery, VirtualArea
+from vsap.virtual import VirtualArea
 
 Change = tuple[Any, str, Any]
 
@@ -125,14 +128,6 @@ class _Blind:
         ]
 
 
-def _no_recovery_from_the_queue() -> list[Change]:
-    async def recover(self: VirtualArea) -> Recovery:
-        await trio.lowlevel.checkpoint()
-        return Recovery(True, 0, 0, 0)
-
-    return [(VirtualArea, "recover", recover)]
-
-
 def _no_doubt_after_power_loss() -> list[Change]:
     return [(SiteState, "doubt", lambda self, site, epoch: None)]
 
@@ -166,16 +161,25 @@ def _shipped_before_eligible() -> list[Change]:
     return [(VirtualArea, "_on_progress", on_progress), (VirtualArea, "_push", push)]
 
 
-def _restart_counts_as_synced() -> list[Change]:
-    return [(EntryQueue, "set_progress", _common_ahead(EntryQueue.set_progress))]
+def _take_over_without_proof() -> list[Change]:
+    def proven(facts: Facts, roles: Roles) -> tuple[bool, str]:
+        return True, "nothing, it is hoped"
+
+    return [(module, "proof_of", proven) for module in (replication.site_take_over, replication.site_report)]
 
 
-def _common_ahead(real: Callable[..., None]) -> Callable[..., None]:
-    def set_progress(self: EntryQueue, eligible: int, common: int) -> None:
-        del common
-        real(self, eligible, self.next_sequence - 1)
+def _discards_not_done_at_the_sync_site() -> list[Change]:
+    def discard(self: SyncSession, frame: Frame) -> None:
+        self._expect(frame.sequence)
+        self._advance(frame.sequence)
 
-    return set_progress
+    real = SyncSession._write
+
+    def write(self: SyncSession, frame: Frame) -> None:
+        self._handlers[FrameType.DISCARD] = lambda frame: discard(self, frame)
+        real(self, frame)
+
+    return [(SyncSession, "_write", write)]
 
 
 MUTANTS: dict[str, Callable[[], list[Change]]] = {
@@ -189,12 +193,12 @@ MUTANTS: dict[str, Callable[[], list[Change]]] = {
         _positions_forgotten,
         _in_step_after_power_loss,
         _copy_forgets_what_came_meanwhile,
-        _no_recovery_from_the_queue,
         _no_doubt_after_power_loss,
         _recovery_copy_without_the_log,
         _levelled_without_comparing,
         _shipped_before_eligible,
-        _restart_counts_as_synced,
+        _take_over_without_proof,
+        _discards_not_done_at_the_sync_site,
     )
 }
 
