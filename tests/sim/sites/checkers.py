@@ -206,6 +206,9 @@ class Checkers:
         site = self.here()
         state = queue.state()
         changed = self.history.rebase(self.epoch[site], state.next_sequence - 1, self.area(site))
+        # Where a crash emptied the queue, D is compared with the writer at once: it may be ahead of C by what
+        # the writer alone still had, which nobody was told is safe; a take-over at C compares both again.
+        self.may_follow(self.epoch[site], state.next_sequence - 1)
         self.world.note(f"{site} queue begins at {state.next_sequence}, {changed} blocks rebased")
         self.cluster.counts["rebased" if changed else "queue begun"] += 1
 
