@@ -103,17 +103,22 @@ class LogReader:
     def _check_end(self, raw: memoryview, start: int) -> None:
         """The chain ends here. If a later batch knows this one to have been durable, it was damaged.
 
-        Later batches are looked for in the rest of the segment and in every other. The first batch of a
-        segment knows of nothing newer than the jump before it does: those behind it say that it was durable.
+        Later batches are looked for in the rest of the segment and in every other, also in those that only
+        a jump behind the damage leads to. The first batch of a segment knows of nothing newer than the jump
+        before it does: those behind it say that it was durable.
         """
-        self._check_later(raw, start, self.place.block + 1 - start)
-        for other in self.owned:
-            if other != start:
+        segments = [other for other in self.owned if other != start]
+        segments += self._check_later(raw, start, self.place.block + 1 - start)
+        looked_at = {start}
+        for other in segments:
+            if other not in looked_at:
+                looked_at.add(other)
                 whole = self._device.read(other * BLOCK_BYTES, self._segment_blocks * BLOCK_BYTES)
-                self._check_later(memoryview(whole), other, 0)
+                segments += self._check_later(memoryview(whole), other, 0)
 
-    def _check_later(self, raw: memoryview, start: int, first: int) -> None:
-        """Look at a segment from one of its blocks on."""
+    def _check_later(self, raw: memoryview, start: int, first: int) -> list[int]:
+        """Look at a segment from one of its blocks on; where the jumps in it lead."""
+        targets: list[int] = []
         for at in range(first * BLOCK_BYTES, len(raw), BLOCK_BYTES):
             if raw[at + MAGIC_AT : at + MAGIC_AT + len(BATCH_MAGIC)] != BATCH_MAGIC:
                 continue
@@ -123,6 +128,11 @@ class LogReader:
                     f"log batch {self.place.lsn} at block {self.place.block} is damaged:"
                     f" batch {later.lsn} says that it was durable once"
                 )
+            if later is not None and later.lsn > self.place.lsn and later.kind == JUMP_BATCH:
+                (target,) = JUMP.struct.unpack(later.body)
+                if target + self._segment_blocks <= self._device.size_bytes // BLOCK_BYTES:
+                    targets.append(target)
+        return targets
 
 
 class LogWriter:

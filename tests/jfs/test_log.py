@@ -149,6 +149,23 @@ def test_either_copy_of_a_jump_will_do(copy: int) -> None:
         assert list(reader(damaged)) == whole
 
 
+def test_damage_before_a_jump_to_a_segment_that_nothing_else_knows() -> None:
+    """What proves that the damaged batch was durable stands where only the jump behind it leads."""
+    device = MemoryDevice(1 << 20)
+    log = writer(device, [64, 32])
+    for _ in range(7):
+        log.append([bytes(8000)])
+    last = max(device.blocks)
+    log.append([b"in the second segment"])
+    log.durable_lsn = log.place.lsn
+    log.append([b"says so"])
+    device.blocks[last] = bytes([1]) * 4096
+    found = reader(device)
+    found.owned = [16]
+    with pytest.raises(CorruptionError, match="was durable once"):
+        list(found)
+
+
 def test_a_segment_that_is_full_but_for_one_block_has_one_jump() -> None:
     """As an earlier version left it: nothing is written over what follows the segment."""
     device = MemoryDevice(1 << 20)
