@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import itertools
 import os
 import random
 import secrets
@@ -20,6 +21,7 @@ import trio._core._run as trio_run
 import jfs.device
 import jfs.nodes
 import replication.connections
+import replication.control
 import replication.received_record
 import replication.state
 import vsap.area
@@ -69,8 +71,8 @@ class World:
         self.nursery: trio.Nursery
 
     def note(self, line: str) -> None:
-        """A line of the trace, by which two runs are compared."""
-        self.trace.append(f"{trio.current_time():.6f} {line}")
+        """A line of the trace, by which runs are compared, also those of other processes."""
+        self.trace.append(f"{trio.current_time():.6f} {line.replace(str(self.directory), 'DIR')}")
 
 
 # --- files ----------------------------------------------------------------------------------------------
@@ -273,6 +275,7 @@ def _host_replacements(world: World) -> list[tuple[Any, str, Any]]:
         (time, "monotonic", trio.current_time),
         (time, "monotonic_ns", lambda: int(trio.current_time() * 1e9)),
         (jfs.nodes, "now_ns", now_ns),
+        (replication.control, "_numbers", itertools.count(1)),
         (os, "urandom", world.latency.randbytes),
         (secrets, "randbits", world.latency.getrandbits),
         (trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
