@@ -111,7 +111,7 @@ class Store:
         self._wake = trio.Event()
         self._last_commit = trio.current_time()
         self._run_scope: trio.CancelScope | None = None
-        self._run_over = trio.Event()
+        self._run_over, self._closed = trio.Event(), False
         if volume.log is not None:
             log_bytes = volume.log.capacity_bytes()
             self._checkpoint_bytes = min(options.checkpoint_bytes, log_bytes // 4)
@@ -227,9 +227,10 @@ class Store:
     async def commit(self) -> None:
         """Everything done before the call is durable. Concurrent callers share the work.
 
-        DeviceError: it may not be durable; nothing is lost from memory, and a later commit tries again.
+        DeviceError: it may not be durable; nothing is lost from memory, and a later commit tries again. Once
+        closed, nothing follows the clean superblock.
         """
-        while True:
+        while not self._closed:
             round_ = self._round
             if round_.led:
                 await round_.over.wait()
@@ -486,6 +487,7 @@ class Store:
         if self.volume.log is not None:
             await self.commit()
             await self._checkpoint(clean=True)
+            self._closed = True
 
     def log_status(self) -> LogStatus:
         log, files = self.volume.log, len(self._coverage.files)

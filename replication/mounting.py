@@ -23,6 +23,7 @@ from replication.control import Adopt, ControlError, MarkerReply, MountReport
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.fenced_copy import Alone, FencedCopy
 from replication.local_link import LocalClient
+from replication.nursery import serving_nursery
 from replication.pair import ASKED, Kind, Pair, State
 from replication.parts import Place, SitePaths, prepare
 from replication.procedures.survey import take_survey
@@ -210,9 +211,10 @@ async def _running(writer: Writer, area: FileArea) -> AsyncIterator[None]:
             ) as writer.device:
                 await nursery.start(writer.copy.run)
                 nursery.start_soon(link.run)
-                nursery.start_soon(_prune_forever, writer)
                 await writer.device.recover()
-                yield
+                async with serving_nursery() as serving:
+                    serving.start_soon(_prune_forever, writer)
+                    yield
                 await writer.device.flush()
             with trio.CancelScope(shield=True):
                 await writer.copy.finish()

@@ -182,6 +182,9 @@ class SyncCopy(SyncLedger):
             if self._in_step:
                 heard = await self._flush_with(FLUSH_CLEAN if self._protect else 0)
         self._finished = True
+        # Nobody will answer any more: who still waits, or would write, must hear of it.
+        self._permanent = self._permanent or DeviceError(errno.ENODEV, "the volume was unmounted")
+        self._changed()
         self._attention.set()
         if self._stream is not None:
             self._stream.channel.close("the volume was unmounted")

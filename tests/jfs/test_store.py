@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from jfs.checkpoint import Breather, Checkpoint
 from jfs.errors import CorruptionError, DeviceError, FileSystemError
-from jfs.layout import BLOCK_BYTES, EXTENT, INODE, encode_extent, key_range, make_key
+from jfs.layout import BLOCK_BYTES, EXTENT, INODE, LOG_INO, encode_extent, key_range, make_key
 from jfs.replay import Replayer, load_volume, log_reader
 from jfs.store import Store, StoreOptions
 from jfs.tree import NewNode
@@ -297,6 +297,16 @@ async def test_closed_cleanly_is_marked() -> None:
     generation = again.superblock.generation
     await again.close()
     assert again.superblock.generation == generation
+
+
+async def test_nothing_follows_the_superblock_of_a_closed_store() -> None:
+    store = await make_store()
+    store.put(make_key(20, INODE), b"x")
+    await store.close()
+    issued = store.device.issued_sequence
+    store.free(LOG_INO, store.volume.writer().spares.pop(), store.volume.writer().segment_blocks)
+    await store.commit()
+    assert store.device.issued_sequence == issued
 
 
 async def test_read_only_writes_nothing() -> None:

@@ -335,6 +335,9 @@ async def test_a_clean_end_and_a_suspension_are_noted(tmp_path: Path) -> None:
             assert now(secondary.record.facts.protect)
             last = writer.write(1, blocks([1]))
             assert await copy.finish()
+            # A flush that is asked for afterwards is answered by nobody.
+            with trio.fail_after(5), pytest.raises(DeviceError, match="unmounted"):
+                await copy.wait_durable(last + 1)
         assert now(secondary.record.facts.clean)
         assert secondary.record.facts.durable_sequence == last
         assert secondary.area.durable == writer.area.data
