@@ -107,6 +107,8 @@ class SyncLedger:
 
     def _event(self, event: Event, reason: str) -> None:
         before = self._pair
+        if before.state is State.SUSPEND and event is Event.UNREACHABLE:
+            return  # the suspension ended the conversation: its own reason stays on record
         try:
             self._pair = before.after(event, reason, time.time_ns())
         except PairError:

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.lowlevel
 import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 from jfs.errors import DeviceError
 from replication.bodies import encode_write
@@ -349,7 +350,10 @@ async def test_a_clean_end_and_a_suspension_are_noted(tmp_path: Path) -> None:
             await copy.suspend("for maintenance")
             assert not now(secondary.record.facts.in_step)
             assert now(copy.unprotected)
-            assert copy.pair.state is State.SUSPEND
+            await until(lambda: not secondary.receiver.connected)
+            await wait_all_tasks_blocked()
+            # That the conversation ended is no news: what the operator said stays on record.
+            assert (copy.pair.state, copy.pair.reason) == (State.SUSPEND, "for maintenance")
             last = writer.write(2, blocks([2]))
             await copy.wait_received(last)
             copy.resume("maintenance is over")
