@@ -287,6 +287,12 @@ def _warnings(
         for pair in _pairs(survey, roles, writer)
         if pair.state == State.SIMPLEX
     ]
+    found += [
+        f"the pair to site {pair.target} is suspended ({pair.reason}): it falls behind until "
+        f"`trisite pair resync {pair.source},{pair.target}`"
+        for pair in _pairs(survey, roles, writer)
+        if pair.state == State.SUSPEND and pair.kind == "async"
+    ]
     if not protected:
         found.append(f"the volume is not protected against the loss of site {roles.writer}: {reason}")
     if writer is not None and writer.mount is not None and writer.mount.unprotected:

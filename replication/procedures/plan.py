@@ -187,13 +187,14 @@ def _plan_sync(survey: Survey, roles: Roles, *, accept_loss: bool, listing: List
             "site async is the writer; the way back from there is `trisite failback`, with the primary",
             1,
         )
+    ahead = writes_ahead_of_sync(survey, roles)
     if roles.writer != "sync":
-        _refuse_unproven(report, roles, accept_loss=accept_loss)
+        _refuse_unproven(report, roles, accept_loss=accept_loss, ahead=ahead)
     steps = [
         Step(
             name="promote",
             sentence="site sync becomes the writer, the old writer is refused from now on",
-            cost="no copy",
+            cost="no copy" if not ahead else f"site async is set back by {ahead:,} writes that only it has",
             sites=("sync",),
         ),
         *_recovery_steps(survey, listing),
@@ -201,7 +202,24 @@ def _plan_sync(survey: Survey, roles: Roles, *, accept_loss: bool, listing: List
     return Plan(kind="take over at sync", roles=roles, steps=steps)
 
 
-def _refuse_unproven(report: SiteReport, roles: Roles, *, accept_loss: bool) -> None:
+def writes_ahead_of_sync(survey: Survey, roles: Roles) -> int:
+    """How many writes of this epoch site async has that site sync, suspended or behind, has not; 0: none
+    known. A site sync that is in step has them all (P1), whatever was asked first.
+    """
+    sync, far = survey.reports.get("sync"), survey.reports.get("async")
+    if sync is None or far is None or far.position is None or role_of(roles, "sync") != "sync":
+        return 0
+    if (
+        sync.proven
+        or far.position.epoch != roles.epoch
+        or sync.roles != roles
+        or sync.received_sequence is None
+    ):
+        return 0
+    return max(0, far.position.durable_sequence - sync.received_sequence)
+
+
+def _refuse_unproven(report: SiteReport, roles: Roles, *, accept_loss: bool, ahead: int) -> None:
     if role_of(roles, "sync") != "sync":
         raise ProcedureRefused(
             f"site sync has no part in epoch {roles.epoch}, the writer is {roles.writer}; "
@@ -209,8 +227,9 @@ def _refuse_unproven(report: SiteReport, roles: Roles, *, accept_loss: bool) -> 
             1,
         )
     if not report.proven and not accept_loss:
+        better = f"; site async has {ahead:,} writes more: take over there (--to async)" if ahead else ""
         raise ProcedureRefused(
-            f"taking over at sync could lose acknowledged data: {report.proven_reason}; "
+            f"taking over at sync could lose acknowledged data: {report.proven_reason}{better}; "
             "bring the primary site back, or run again with --accept-loss",
             5,
         )
@@ -252,7 +271,9 @@ def _plan_async(survey: Survey, roles: Roles, *, accept_loss: bool, listing: Lis
     )
     if roles.writer == "async":
         return Plan(kind="take over at async", roles=roles, steps=[promote])
-    if "sync" in survey.reports and (roles.writer == "sync" or role_of(roles, "sync") == "sync"):
+    ahead = writes_ahead_of_sync(survey, roles)
+    is_level = not ahead and (roles.writer == "sync" or role_of(roles, "sync") == "sync")
+    if "sync" in survey.reports and is_level:
         first = _plan_sync(survey, roles, accept_loss=accept_loss, listing=listing)
         turn = Step(
             name="turn",
@@ -265,10 +286,14 @@ def _plan_async(survey: Survey, roles: Roles, *, accept_loss: bool, listing: Lis
         report = survey.reports["async"]
         missing = missing_at_async(report)
         known = f"{missing} writes are known missing" if missing else "how many writes is not known"
+        why = f"site sync does not answer ({survey.why_silent('sync')})"
+        way_out = "bring site sync back"
+        if ahead:
+            why = f"site sync is {ahead:,} writes behind site async and cannot bring it level"
+            way_out = "bring the primary site back"
         raise ProcedureRefused(
-            f"site sync does not answer ({survey.why_silent('sync')}), so taking over at async could "
-            f"lose the last acknowledged writes ({known}, {newest_at_async(report)}); bring site sync back, "
-            "or accept that with --accept-loss",
+            f"{why}, so taking over at async could lose the last acknowledged writes ({known}, "
+            f"{newest_at_async(report)}); {way_out}, or accept that with --accept-loss",
             5,
         )
     return Plan(kind="take over at async", roles=roles, steps=[promote])

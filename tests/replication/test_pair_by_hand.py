@@ -20,7 +20,7 @@ from replication.procedures import ProcedureRefused
 from replication.state import PairEvent
 from replication.status import Status, collect
 from tests.replication.cluster import Cluster, Process, running, wait_until
-from tests.replication.test_failover import checked, crash, drain_output, failover, write_some
+from tests.replication.test_failover import checked, crash, drain_output, failover, newest_read, write_some
 from tools.demo.stage import trisite_command
 
 NEAR: Final[tuple[SiteName, ...]] = ("primary", "sync")
@@ -130,6 +130,24 @@ def test_a_deleted_pair_protects_nothing_until_it_is_created_again(cluster: Clus
         wait_until(partial(in_duplex, cluster, kind))
     assert len(checked(cluster).compared) == 2
     assert status_of(cluster).armed
+
+
+def test_async_that_is_ahead_of_a_suspended_sync_site_goes_on_with_what_it_has(cluster: Cluster) -> None:
+    writer = write_some(cluster, "primary", 3)
+    assert by_hand(cluster, "suspend", "primary,sync") == (0, "")
+    for _ in range(5):
+        writer.expect("synced")
+    synced = writer.newest
+    drain_output(writer)
+    wait_until(lambda: (lag := status_of(cluster).lag_seconds) is not None and lag < 0.5)
+    before = status_of(cluster).sites["async"].applied_seq
+    wait_until(lambda: (status_of(cluster).sites["async"].applied_seq or 0) > (before or 0) + 10)
+    crash(cluster, writer, "primary")
+    with pytest.raises(ProcedureRefused, match="behind site async"):
+        failover(cluster, "async")
+    result = failover(cluster, "async", accept_loss=True)
+    assert (result.writer, result.recovery) == ("async", "not needed")
+    assert newest_read(cluster, "async") >= synced
 
 
 def history_at(cluster: Cluster, site: SiteName, kind: str) -> list[PairEvent]:

@@ -115,6 +115,32 @@ def test_async_takes_over_by_way_of_sync_where_it_is_there() -> None:
     assert names(plan) == ["promote", "follow", "recovery copy", "turn"]
 
 
+def behind_async(*, proven: bool = False, epoch: int = 1) -> Survey:
+    """Site sync has the stream up to 80, site async up to 90."""
+    found = survey(NORMAL, "sync", "async", proven=proven, received_sequence=80)
+    position = PositionReport(epoch=epoch, durable_sequence=90, applied_sequence=90)
+    found.reports["async"] = report("async", NORMAL, position=position)
+    return found
+
+
+def test_a_sync_site_that_is_behind_does_not_set_async_back() -> None:
+    with pytest.raises(ProcedureRefused, match="sync is 10 writes behind site async") as caught:
+        plan_failover(behind_async(), "async", accept_loss=False)
+    assert caught.value.code == 5
+    plan = plan_failover(behind_async(), "async", accept_loss=True)
+    assert not plan.via_sync
+    assert names(plan) == ["promote async"]
+    for level in (behind_async(proven=True), behind_async(epoch=0)):
+        assert plan_failover(level, "async", accept_loss=True).via_sync
+
+
+def test_a_take_over_at_sync_says_what_only_async_has() -> None:
+    with pytest.raises(ProcedureRefused, match="site async has 10 writes more: take over there"):
+        plan_failover(behind_async(), "sync", accept_loss=False)
+    plan = plan_failover(behind_async(), "sync", accept_loss=True)
+    assert plan.steps[0].cost == "site async is set back by 10 writes that only it has"
+
+
 def test_loss_may_be_accepted() -> None:
     assert plan_failover(survey(NORMAL, "sync", proven=False), "sync", accept_loss=True).steps
 
