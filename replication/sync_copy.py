@@ -34,7 +34,7 @@ from replication.pair import Event, Pair, State
 from replication.resync import Range, Resync
 from replication.roles import Roles
 from replication.sync_ledger import SyncLedger
-from replication.sync_resume import MarkerAnswers, Remedy, on_our_history, remedy
+from replication.sync_resume import MarkerAnswers, Remedy, on_our_history, remedy, timeouts_of_patience
 from replication.sync_stream import Readable, Source, SyncStream
 from vsap.entry import Entry
 
@@ -469,7 +469,7 @@ class SyncCopy(SyncLedger):
         """Refuse writes when the secondary was out of step for too long; drop one that no longer answers."""
         tick = self._protect_timeout / _TICKS
         stalled = 0.0
-        last = (0, 0)
+        last: tuple[int, ...] = ()
         before = trio.current_time()
         while True:
             await trio.sleep(tick)
@@ -484,12 +484,16 @@ class SyncCopy(SyncLedger):
                 self._refusal = DeviceError(errno.EIO, self._refusal_sentence())
                 self._changed()
             stream = self._stream
-            state = (self._received, self._resync.copied_bytes if self._resync is not None else 0)
-            waiting = stream is not None and self._received < stream.sent
-            stalled = stalled + min(now - before, 2 * tick) if waiting and state == last else 0.0
+            sent = 0 if stream is None else stream.sent
+            copied = self._resync.copied_bytes if self._resync is not None else 0
+            state = (self._received, self._durable, copied, sent)
+            patience = self._protect_timeout * timeouts_of_patience(
+                unanswered=self._received < sent,
+                unflushed=self._in_step and self._durable < self._flush_wanted,
+                unsent=sent < self._newest,
+            )
+            stalled = stalled + min(now - before, 2 * tick) if patience and state == last else 0.0
             last, before = state, now
-            if stream is not None and stalled >= self._protect_timeout:
+            if stream is not None and 0 < patience <= stalled:
                 stalled = 0.0
-                stream.channel.close(
-                    f"site {self.peer} has acknowledged nothing for {self._protect_timeout:g} s"
-                )
+                stream.channel.close(f"site {self.peer} has acknowledged nothing for {patience:g} s")

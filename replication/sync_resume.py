@@ -7,7 +7,7 @@ from replication.messages import Welcome
 from replication.resync import Resync
 from replication.roles import Roles
 
-__all__ = ["MarkerAnswers", "Remedy", "on_our_history", "remedy"]
+__all__ = ["MarkerAnswers", "Remedy", "on_our_history", "remedy", "timeouts_of_patience"]
 
 _MARKERS_KEPT = 16
 
@@ -52,6 +52,16 @@ def remedy(
         return Remedy.GO_ON if same and welcome.copy_sequence <= newest else Remedy.COPY
     sound = on_our_history(welcome, roles) and queue_whole and welcome.received_sequence <= newest
     return Remedy.SEND if sound else Remedy.COPY
+
+
+def timeouts_of_patience(*, unanswered: bool, unflushed: bool, unsent: bool) -> int:
+    """After how many protect_timeouts without progress a connection is given up; 0: nothing is waited for.
+
+    An answer comes soon; a flush of much data on a slow disk, or a copy between, may take longer.
+    """
+    if unanswered:
+        return 1
+    return 3 if unflushed or unsent else 0
 
 
 class MarkerAnswers:

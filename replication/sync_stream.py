@@ -153,6 +153,7 @@ class SyncStream:
         """Ask for a flush of everything sent; when the stream is behind, as soon as it is not."""
         if not self.live:
             self.flush_flags = (self.flush_flags or 0) | flags
+            self._wake.set()
             return
         try:
             self.channel.send_nowait(

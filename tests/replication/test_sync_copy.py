@@ -22,6 +22,7 @@ from replication.handshake import await_hello, greet
 from replication.messages import Welcome, encode_json
 from replication.pair import State
 from replication.roles import Roles
+from replication.sync_session import SyncSession
 from tests.replication.sync_pair import ROLES, SIZE, VOLUME, Secondary, Writer, blocks, identity, now, until
 from vsap.digest import digest_ranges
 
@@ -361,6 +362,34 @@ async def test_a_clean_end_and_a_suspension_are_noted(tmp_path: Path) -> None:
             await until(lambda: copy.in_step)
             assert secondary.area.data == writer.area.data
             nursery.cancel_scope.cancel()
+
+
+async def test_a_flush_that_is_never_answered_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever loses it: who waits for it does not wait for ever, though the connection is alive."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    real = SyncSession._answer_flush
+    lost: list[int] = []
+
+    async def lose_one(session: SyncSession, target: int, flags: int = 0, last: bool = False) -> None:
+        if last or lost:
+            await real(session, target, flags, last)
+        else:
+            lost.append(target)
+
+    monkeypatch.setattr(SyncSession, "_answer_flush", lose_one)
+    async with secondary.up(), trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer(), protect_timeout_seconds=0.1)
+        nursery.start_soon(copy.run)
+        await until(lambda: copy.in_step)
+        last = writer.write(1, blocks([1]))
+        copy.request_flush(last)
+        with trio.fail_after(20):
+            await copy.wait_durable(last)
+        assert lost == [last]
+        assert secondary.area.durable == writer.area.data
+        nursery.cancel_scope.cancel()
 
 
 async def test_suspending_an_unreachable_secondary_needs_force() -> None:
