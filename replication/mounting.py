@@ -193,38 +193,29 @@ async def open_writer(
 @asynccontextmanager
 async def _running(writer: Writer, area: FileArea) -> AsyncIterator[None]:
     """The tasks of the writer around the body; a clean end flushes and says good-bye."""
-    failure: Exception | None = None
     link = LocalClient(
         writer.place.paths.socket,
         on_far=lambda epoch, durable, _applied: _note_far(writer, epoch, durable),
         handlers=writer.handlers(),
     )
-    async with trio.open_nursery() as nursery:
-        try:
-            async with VirtualArea(
-                area,
-                writer.queue,
-                writer.copy,
-                writer.positions,
-                complete=writer.place.config.options.complete,
-                on_eligible=link.eligible,
-            ) as writer.device:
-                await nursery.start(writer.copy.run)
-                nursery.start_soon(link.run)
-                await writer.device.recover()
-                async with serving_nursery() as serving:
-                    serving.start_soon(_prune_forever, writer)
-                    yield
-                await writer.device.flush()
-            with trio.CancelScope(shield=True):
-                await writer.copy.finish()
-        except Exception as error:
-            # Carried out of the nursery by hand: the caller wants the exception, not a group.
-            failure = error
-        finally:
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with serving_nursery() as nursery:
+        async with VirtualArea(
+            area,
+            writer.queue,
+            writer.copy,
+            writer.positions,
+            complete=writer.place.config.options.complete,
+            on_eligible=link.eligible,
+        ) as writer.device:
+            await nursery.start(writer.copy.run)
+            nursery.start_soon(link.run)
+            await writer.device.recover()
+            async with serving_nursery() as serving:
+                serving.start_soon(_prune_forever, writer)
+                yield
+            await writer.device.flush()
+        with trio.CancelScope(shield=True):
+            await writer.copy.finish()
 
 
 def _note_far(writer: Writer, epoch: int, durable_sequence: int) -> None:

@@ -36,6 +36,7 @@ from replication.frames import Frame, FrameType, encode
 from replication.messages import Hello, RefusalCode, Refused, encode_json
 from replication.roles import Roles
 from replication.set_apply import differing_ranges
+from vsap.area import flush_quickly
 from vsap.digest import digest_ranges
 
 if TYPE_CHECKING:
@@ -232,10 +233,7 @@ class SyncSession:
 
     async def _barrier(self, frame: Frame) -> None:
         self._expect(frame.sequence)
-        if self._area.is_quick_to_flush:
-            self._area.flush()
-        else:
-            await trio.to_thread.run_sync(self._area.flush)
+        await flush_quickly(self._area)
         self._advance(frame.sequence)
 
     async def _marker(self, frame: Frame) -> None:

@@ -6,7 +6,9 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
+
+import trio
 
 from jfs.device import Buffer, check_request, punch_hole, read_fully, write_fully
 from jfs.errors import DeviceError
@@ -153,3 +155,19 @@ class FileArea:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._lock = -1
+
+
+class Flushable(Protocol):
+    """What `flush_quickly` needs of an area."""
+
+    @property
+    def is_quick_to_flush(self) -> bool: ...
+    def flush(self) -> None: ...
+
+
+async def flush_quickly(area: Flushable) -> None:
+    """Flushes in place where that is short work, else in a thread. DeviceError as `flush`."""
+    if area.is_quick_to_flush:
+        area.flush()
+    else:
+        await trio.to_thread.run_sync(area.flush)

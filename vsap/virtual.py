@@ -12,7 +12,7 @@ import trio
 
 from jfs.device import BLOCK_BYTES, Buffer, check_request
 from jfs.errors import DeviceError
-from vsap.area import FileArea
+from vsap.area import FileArea, flush_quickly
 from vsap.digest import digest_ranges
 from vsap.entry import (
     BARRIER,
@@ -395,10 +395,7 @@ class VirtualArea:
         remote = self._remote
         if remote is not None:
             remote.request_flush(target)
-        if self._area.is_quick_to_flush:
-            self._area.flush()
-        else:
-            await trio.to_thread.run_sync(self._area.flush)
+        await flush_quickly(self._area)
         if remote is not None:
             await (remote.wait_durable if self._durable else remote.wait_received)(target)
         self._area_flushed = max(self._area_flushed, target)
