@@ -408,12 +408,14 @@ class SyncCopy(SyncLedger):
             raise RemoteProtocolError(
                 f"site {self.peer} acknowledges {frame.sequence}, {stream.sent} was sent last"
             )
+        stream.answered = max(stream.answered, frame.sequence)
         if stream.resync is not None:
             stream.resync.acknowledged(copied)
             if not frame.flags & RECEIVED_IN_STEP:
                 stream.wake()
                 return
-        self._received = max(self._received, frame.sequence)
+        # What came while the copy's last flush was under way was answered before the word that ends it.
+        self._received = max(self._received, stream.answered)
         if frame.flags & RECEIVED_IN_STEP and stream.marked and not self._in_step:
             self._now_in_step(stream, frame.sequence)
 

@@ -106,6 +106,8 @@ class SyncStream:
         """
         self.channel = channel
         self.sent = sent
+        self.answered = 0
+        """The newest RECEIVED of this connection; while a copy is under way it counts for nothing yet."""
         self.live = False
         self.resync: Resync | None = None
         self.marked = False

@@ -1,5 +1,6 @@
 """The synchronous copy brings a secondary level: by positions, by a whole copy, by comparison."""
 
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -147,6 +148,39 @@ async def test_an_interrupted_copy_is_no_state_and_goes_on(tmp_path: Path) -> No
             assert before.copied_bytes == SIZE  # nothing that was acknowledged travelled again
             assert secondary.area.data == writer.area.data
             assert now(secondary.receiver.consistent)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_written_while_the_copy_ends_is_acknowledged_too(tmp_path: Path) -> None:
+    """Between the end of the copy and the word that it is in step writes arrive, and nothing after them."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    ends, last_flush = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        last_flush.set()
+        ends.wait(20)
+
+    async with trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer(), protect=False, protect_timeout_seconds=60.0)
+        async with secondary.up():
+            nursery.start_soon(copy.run)
+            await copy.wait_received(writer.write(0, blocks(range(1, 200))))
+            await until(lambda: copy.in_step)
+        await until(lambda: not copy.in_step)
+        writer.queue.forget(writer.write(7, blocks([99])))
+        secondary.area.before_flush = hold
+        async with secondary.up():
+            await until(last_flush.is_set)
+            last = writer.write(8, blocks([98]))
+            await until(lambda: secondary.record.copy_sequence == last)
+            await trio.testing.wait_all_tasks_blocked(0.05)  # the writer has the answer, too early for it
+            secondary.area.before_flush = None
+            ends.set()
+            await until(lambda: copy.in_step)
+            with trio.fail_after(10):
+                await copy.wait_received(last)
+                copy.request_flush(last)
+                await copy.wait_durable(last)
         nursery.cancel_scope.cancel()
 
 
