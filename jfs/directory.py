@@ -87,6 +87,15 @@ def entries(bucket: bytes) -> Iterator[Entry]:
         offset += length
 
 
+def only_entry(bucket: bytes) -> Entry | None:
+    """The entry of a bucket that holds one, as nearly every one does; None of any other."""
+    if len(bucket) > _HEADER_SIZE:
+        slot, kind, length, ino = _unpack_from(bucket)
+        if len(bucket) == _HEADER_SIZE + length:
+            return Entry(slot, kind, ino, bucket[_HEADER_SIZE:])
+    return None
+
+
 def find(bucket: bytes, name: bytes) -> Entry | None:
     """The entry of a name in its bucket, or None."""
     length = len(name)

@@ -164,6 +164,18 @@ class FreeMap:
         group, bit = divmod(block, GROUP_BLOCKS)
         return bool(self._bits(group)[bit])
 
+    def marked(self, group: int) -> bitarray:
+        """The used (or pinned) blocks of a group, none beyond the end of the volume. Not to be changed."""
+        bits = self._bits(group)
+        if group == self._group_count - 1:
+            bits = bits.copy()
+            bits[self.total_blocks - group * GROUP_BLOCKS :] = 0
+        return bits
+
+    def changed_groups(self) -> Iterator[int]:
+        """The groups that differ from what the tree says of them."""
+        return iter(self._dirty)
+
     def used_runs(self) -> Iterator[Run]:
         """All used (or pinned) blocks, ascending, neighbours joined. For a full copy and for the check."""
         open_start, open_end = 0, 0

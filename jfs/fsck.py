@@ -24,7 +24,7 @@ def check(device: BlockDevice, progress: Progress | None = None) -> list[Finding
     collector.add(superblocks.faults)
     if opened is not None:
         collector.add(opened.faults)
-        collector.add(examine(opened, progress or _unheard).faults)
+        examine(opened, progress or _unheard, collector.add)
     return collector.findings()
 
 

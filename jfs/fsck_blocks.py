@@ -1,31 +1,69 @@
-"""Which blocks are used by what, and whether the free map says the same. Pure.
+"""Which blocks are used by what, and whether the free map says the same.
 
-Both sides are kept in groups as the free map has them; a group of which nothing is used costs nothing, so
-that a check needs memory for what is used and not for the size of the volume.
+The blocks in use are kept in groups as the free map has them; a group of which nothing is used costs
+nothing, and of the others only so many are in memory, the rest in a temporary file: what a check needs
+depends neither on the size of the volume nor on what is used of it.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 from bitarray import bitarray
 from bitarray.util import zeros
 
 from jfs.errors import CorruptionError
-from jfs.freemap import decode_group, pieces
+from jfs.freemap import GROUP_BYTES, FreeMap, decode_group, pieces
 from jfs.fsck_codes import Fault
 from jfs.fsck_edit import drop_key
+from jfs.fsck_scratch import Scratch
 from jfs.layout import FREE_MAP_INO, GROUP, GROUP_BLOCKS, make_key
 from jfs.runs import Run, extend_runs
 
-_NONE_USED = zeros(GROUP_BLOCKS, "little")
-
 
 class BlockUse:
-    """The blocks of a volume that have an owner, and the free map to compare them with."""
+    """The blocks of a volume that have an owner, and the free map to compare them with. At most
+    `memory_groups` are in memory, a good KiB each."""
 
-    def __init__(self, total_blocks: int) -> None:
-        self.total_blocks = total_blocks
-        self._used: dict[int, bitarray] = {}
-        self._map: dict[int, bitarray] = {}
+    def __init__(self, free_map: FreeMap, memory_groups: int) -> None:
+        self.total_blocks = free_map.total_blocks
+        self._free_map = free_map
+        self._memory_groups = memory_groups
+        group_count = -(-free_map.total_blocks // GROUP_BLOCKS)
+        self._groups: dict[int, bitarray] = {}
+        self._away = zeros(group_count)  # 1: there is a copy in the temporary file
+        self._touched = zeros(group_count)  # 1: some of it is used
+        self._marked = zeros(group_count)  # 1: the tree has an item of it
+        self._scratch = Scratch()
+
+    # -- the groups ---------------------------------------------------------------
+
+    def _bits(self, group: int) -> bitarray:
+        """A group, to be looked at and changed before the next one."""
+        bits = self._groups.get(group)
+        if bits is None:
+            if len(self._groups) >= self._memory_groups:
+                self._put_away()
+            bits = self._groups[group] = self._peek(group)
+            self._touched[group] = 1
+        return bits
+
+    def _put_away(self) -> None:
+        """Make room for other groups."""
+        oldest = list(islice(self._groups, self._memory_groups // 4 + 1))
+        for group in oldest:
+            self._scratch.write(group * GROUP_BYTES, self._groups.pop(group).tobytes())
+            self._away[group] = 1
+
+    def _peek(self, group: int) -> bitarray:
+        """A group, not to be changed if it is in memory."""
+        bits = self._groups.get(group)
+        if bits is None:
+            bits = zeros(GROUP_BLOCKS, "little")
+            if self._away[group]:
+                bits = bitarray(self._scratch.read(group * GROUP_BYTES, GROUP_BYTES), endian="little")
+        return bits
+
+    # -- owners -------------------------------------------------------------------
 
     def inside(self, start: int, count: int) -> bool:
         """Is this a run of blocks that exist?"""
@@ -36,10 +74,8 @@ class BlockUse:
         end = start + count
         group, bit = divmod(start, GROUP_BLOCKS)
         if bit + count <= GROUP_BLOCKS:
-            bits = self._used.get(group)
-            if bits is None:
-                bits = self._used[group] = zeros(GROUP_BLOCKS, "little")
-            elif bits.find(1, bit, bit + count) >= 0:
+            bits = self._bits(group)
+            if bits.find(1, bit, bit + count) >= 0:
                 return self._claim_rest(start, end)
             bits[bit : bit + count] = 1
             return None
@@ -49,7 +85,7 @@ class BlockUse:
     def _claim_rest(self, start: int, end: int) -> list[Run]:
         kept: list[Run] = []
         for group, bit, part in pieces(start, end - start):
-            bits = self._used.setdefault(group, zeros(GROUP_BLOCKS, "little"))
+            bits = self._bits(group)
             stop = bit + part
             while bit < stop:
                 begin = bits.find(0, bit, stop)
@@ -63,27 +99,29 @@ class BlockUse:
 
     def used_runs(self) -> Iterator[Run]:
         """All blocks that have an owner, ascending, a run for each stretch of a group."""
-        for group in sorted(self._used):
+        for group in self._touched.search(1):
             base = group * GROUP_BLOCKS
-            yield from ((base + start, count) for start, count in runs_of(self._used[group]))
+            yield from ((base + start, count) for start, count in runs_of(self._peek(group)))
 
-    def mark(self, start: int, count: int) -> None:
-        """Note that the free map marks a run as used."""
-        for group, bit, part in pieces(start, count):
-            bits = self._map.get(group)
-            if bits is None:
-                bits = self._map[group] = zeros(GROUP_BLOCKS, "little")
-            bits[bit : bit + part] = 1
+    # -- the free map -------------------------------------------------------------
+
+    def _marked_groups(self) -> Iterator[int]:
+        """The groups of which the free map may mark something as used."""
+        marked = self._marked.copy()
+        for group in self._free_map.changed_groups():
+            marked[group] = 1
+        return marked.search(1)
 
     def marked_blocks(self) -> int:
         """How many blocks the free map marks as used."""
-        return sum(bits.count() for bits in self._map.values())
+        return sum(self._free_map.marked(group).count() for group in self._marked_groups())
 
     def check_group(self, group: int, value: bytes) -> Fault | None:
         """The fault of one item of the free map, if it has one."""
         place = f"free map group {group}"
         sentence = f"the free map has a group {group}, which lies outside the volume"
         if group * GROUP_BLOCKS < self.total_blocks:
+            self._marked[group] = 1
             try:
                 decode_group(value, group)
             except CorruptionError as error:
@@ -94,9 +132,11 @@ class BlockUse:
 
     def differences(self) -> Iterator[tuple[Run, bool]]:
         """Runs that the free map has wrong, ascending by group, and whether they are used."""
-        for group in sorted(self._used.keys() | self._map.keys()):
-            used = self._used.get(group, _NONE_USED)
-            marked = self._map.get(group, _NONE_USED)
+        groups = self._touched.copy()
+        for group in self._marked_groups():
+            groups[group] = 1
+        for group in groups.search(1):
+            used, marked = self._peek(group), self._free_map.marked(group)
             if used != marked:
                 base = group * GROUP_BLOCKS
                 yield from (((base + start, count), True) for start, count in runs_of(used & ~marked))

@@ -1,20 +1,27 @@
 """One look at everything on an opened volume, and the collecting of what it finds."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from jfs.directory import seed_of
 from jfs.fsck_blocks import BlockUse
+from jfs.fsck_census import Census
 from jfs.fsck_codes import CODES, Fault, Finding
 from jfs.fsck_items import ItemCheck
-from jfs.fsck_links import Census, LinkCheck
+from jfs.fsck_links import check_links
 from jfs.fsck_tree import Gap
 from jfs.fsck_volume import Opened, Progress
 from jfs.layout import FIRST_FILE_INO
 
 MOST_OF_ONE_CODE = 1000
-_ITEMS_SHARE = 0.85  # of the time
+# What a look has in memory, some 20 MB each; beyond that it uses a temporary file.
+BLOCK_GROUPS = 16384  # of blocks in use: half a terabyte of the volume
+SHARE_INODES = 1 << 17  # whose links are checked at once
+CENSUS_BYTES = 16 << 20  # of inodes and names before that
+_ITEMS_SHARE = 0.8  # of the time
+_LINKS_SHARE = 0.95
+Hear = Callable[[Iterable[Fault]], None]
 
 
 class Collector:
@@ -51,9 +58,8 @@ class Collector:
 
 @dataclass
 class Examination:
-    """What one look found: faults (those with a fix can be repaired by it), and what repair needs besides."""
+    """What repair needs to know of one look, besides the faults."""
 
-    faults: list[Fault]
     gaps: list[Gap]
     unreachable: list[int]  # inodes that need a name in lost+found
     blocks: BlockUse
@@ -61,34 +67,28 @@ class Examination:
     highest_ino: int
 
 
-def examine(opened: Opened, progress: Progress) -> Examination:
-    """Look at everything. The faults of opening are not among those returned. DeviceError."""
+def examine(opened: Opened, progress: Progress, hear: Hear) -> Examination:
+    """Look at everything. `hear` gets the faults as they are found, without those of opening. DeviceError."""
     volume = opened.volume
-    blocks = BlockUse(volume.superblock.total_blocks)
-    for start, count in volume.free_map.used_runs():
-        blocks.mark(start, count)
+    blocks = BlockUse(volume.free_map, BLOCK_GROUPS)
     walk = opened.walk(blocks)
     walk.branches()
-    census = Census()
+    in_branches = len(walk.faults)
+    hear(walk.faults)
+    census = Census(volume.inodes, SHARE_INODES, CENSUS_BYTES)
     is_new = volume.next_ino == FIRST_FILE_INO and not volume.inodes
     seed = seed_of(volume.superblock.uuid.bytes)
     item_check = ItemCheck(seed, volume.next_ino, census, blocks, has_root=not is_new)
-    found = list(item_check.run(walk.items(lambda part: progress(part * _ITEMS_SHARE, "items"))))
-    progress(_ITEMS_SHARE, "links")
-    link_check = LinkCheck(census)
-    found += link_check.run()
-    progress(0.95, "free map")
-    found += blocks.faults()
-    found += _counters(opened, blocks, item_check.records)
+    hear(item_check.run(walk.items(lambda part: progress(part * _ITEMS_SHARE, "items"))))
+    hear(walk.faults[in_branches:])
+    unreachable: list[int] = []
+    links_share = _LINKS_SHARE - _ITEMS_SHARE
+    hear(check_links(census, unreachable, lambda part: progress(_ITEMS_SHARE + part * links_share, "links")))
+    progress(_LINKS_SHARE, "free map")
+    hear(blocks.faults())
+    hear(_counters(opened, blocks, item_check.records))
     progress(1.0, "done")
-    return Examination(
-        walk.faults + found,
-        walk.gaps,
-        link_check.unreachable,
-        blocks,
-        item_check.records,
-        max(census.inos[-1] if census.inos else 0, FIRST_FILE_INO - 1),
-    )
+    return Examination(walk.gaps, unreachable, blocks, item_check.records, census.highest_ino)
 
 
 def _counters(opened: Opened, blocks: BlockUse, records: int) -> Iterable[Fault]:

@@ -14,8 +14,8 @@ from jfs import acl, directory, fsck_edit, xattrs
 from jfs.errors import CorruptionError, FileSystemError
 from jfs.filemap import BLOCK_LIMIT, Run
 from jfs.fsck_blocks import BlockUse
+from jfs.fsck_census import UNKNOWN_LINKS, Census
 from jfs.fsck_codes import Fault
-from jfs.fsck_links import UNKNOWN_LINKS, Census
 from jfs.inode import Inode
 from jfs.layout import (
     BLOCK_BYTES,
@@ -55,6 +55,7 @@ class Subject:
     extent_end: int = 0
     blocks: int = 0
     names: int = 0
+    directories: int = 0  # that its names say they lead to
     target_bytes: int = 0
     target_parts: int = 0
     target_broken: bool = False
@@ -100,7 +101,7 @@ class ItemCheck:
             yield self._no_root()
 
     def _no_root(self) -> Fault:
-        self._census.add_inode(ROOT_INO, S_IFDIR >> 12, UNKNOWN_LINKS, 0, 0)
+        self._census.add_inode(ROOT_INO, S_IFDIR >> 12, UNKNOWN_LINKS)
         sentence = "the root directory has no inode"
         return Fault("root-missing", f"inode {ROOT_INO}", sentence, fsck_edit.rebuild_root(ROOT_INO, 0))
 
@@ -195,8 +196,14 @@ class ItemCheck:
     # -- names ------------------------------------------------------------------
 
     def _names(self, subject: Subject, key: bytes, suffix: int, value: bytes) -> Iterable[Fault]:
-        found, torn = _readable(directory.entries(value))
         ino, seed = subject.ino, self._seed
+        only = directory.only_entry(value)
+        if only is not None and directory.suffix_of(only.name, seed) == suffix and not _is_no_name(only.name):
+            subject.names += 1
+            subject.directories += only.kind == fsck_edit.DIRECTORY_KIND
+            self._census.add_name(ino, suffix | only.slot, only.ino, only.kind)
+            return _NO_FAULTS
+        found, torn = _readable(directory.entries(value))
         place = f"directory {ino} hash {suffix:#x}"
         faults: list[tuple[str, str]] = []
         if torn or not found:
@@ -223,6 +230,7 @@ class ItemCheck:
             )
         subject.names += len(kept) + len(moved)
         for entry in (*kept, *moved):
+            subject.directories += entry.kind == fsck_edit.DIRECTORY_KIND
             self._census.add_name(ino, suffix | entry.slot, entry.ino, entry.kind)
         if not faults:
             return _NO_FAULTS
@@ -300,7 +308,15 @@ class ItemCheck:
             sentence = f"inode {ino} counts {inode.blocks} blocks, but has {subject.blocks}"
             yield Fault("inode-blocks", place, sentence, fsck_edit.set_fields(ino, blocks=subject.blocks))
         name_suffix = directory.suffix_of(inode.name, self._seed) if inode.parent_ino else 0
-        self._census.add_inode(ino, subject.kind >> 12, inode.nlink, inode.parent_ino, name_suffix)
+        self._census.add_inode(
+            ino,
+            subject.kind >> 12,
+            inode.nlink,
+            inode.parent_ino,
+            name_suffix,
+            names=subject.names,
+            directories=subject.directories,
+        )
 
     def _without_record(self, subject: Subject) -> Iterator[Fault]:
         ino, kind = subject.ino, subject.kind
@@ -308,7 +324,7 @@ class ItemCheck:
         if ino == ROOT_INO:
             sentence = f"the root directory cannot be used: {subject.unreadable or 'it has no inode'}"
             yield Fault("root-missing", place, sentence, fsck_edit.rebuild_root(ino, subject.names))
-            self._census.add_inode(ino, S_IFDIR >> 12, UNKNOWN_LINKS, 0, 0)
+            self._note_without_record(subject, S_IFDIR)
             return
         code = "inode-undecodable" if subject.unreadable else "inode-missing"
         sentence = f"inode {ino} has no record: {subject.unreadable or 'only other items'}"
@@ -321,7 +337,16 @@ class ItemCheck:
             S_IFLNK: subject.target_bytes,
         }
         yield Fault(code, place, sentence, fsck_edit.rebuild_inode(ino, kind, sizes[kind], subject.blocks))
-        self._census.add_inode(ino, kind >> 12, UNKNOWN_LINKS, 0, 0)
+        self._note_without_record(subject, kind)
+
+    def _note_without_record(self, subject: Subject, kind: int) -> None:
+        self._census.add_inode(
+            subject.ino,
+            kind >> 12,
+            UNKNOWN_LINKS,
+            names=subject.names,
+            directories=subject.directories,
+        )
 
 
 def _right_size(subject: Subject, inode: Inode) -> int:

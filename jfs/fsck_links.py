@@ -1,252 +1,277 @@
-"""The checks between inodes: names and what they lead to, parents, link counts, reachability, deleted
-files. Pure.
+"""The checks between inodes: names and what they lead to, parents, link counts, reachability, deleted files.
 
-The census keeps a few integers for each inode and each name in flat arrays: about 60 bytes a file.
+All but what concerns directories together is decided within one share of the census at a time. Of each
+directory some 33 bytes stay in memory until the end.
 """
 
+import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from heapq import merge
 from stat import S_IFREG
 
 from jfs import directory, fsck_edit
+from jfs.fsck_census import UNKNOWN_LINKS, Census, Rows
 from jfs.fsck_codes import Fault
 from jfs.fsck_edit import DIRECTORY_KIND
 from jfs.layout import ROOT_INO
 
-UNKNOWN_LINKS = 0xFFFFFFFF  # of an inode whose record is made anew: nothing to compare with
 _NONE = 0xFFFFFFFFFFFFFFFF
 _REGULAR_KIND = S_IFREG >> 12
+# What is known of an inode.
+_HOLDS = 1  # it is a directory with names
+_KNOWN = 2  # the name that it knows leads to it
+_ORPHAN = 4  # it is in the list of deleted files
 
 
-class Census:
-    """All inodes and all names of a volume. Inodes are added in ascending order."""
+_DIRECTORY = struct.Struct("<QIIQQB")  # as the columns of Directories
+
+
+class Directories:
+    """All directories, and what only all together show: link counts and reachability."""
 
     def __init__(self) -> None:
-        self.inos = array("Q")
-        self.kinds = array("B")  # file type, mode >> 12
-        self.links = array("I")
-        self.parents = array("Q")
-        self.name_suffixes = array("Q")  # key suffix of the bucket of the name that the inode knows
-        self.directories = array("Q")  # of each name: where it is,
-        self.cookies = array("Q")  # at which place there,
-        self.targets = array("Q")  # where it leads,
-        self.target_kinds = array("B")  # and the type it tells
-        self.orphans = array("Q")
+        self.corrections: Counter[int] = Counter()  # of `below`: names that tell a wrong type
+        self.unreachable: list[int] = []
+        self._inos = array("Q")  # ascending
+        self._links = array("I")
+        self._below = array("I")  # directories that its names lead to
+        self._parents = array("Q")  # where the name is that counts (_NONE: there is none),
+        self._cookies = array("Q")  # and at which place there
+        self._settled = bytearray()  # 1: hangs on the root or on something that will, 2: on the way up now
 
-    def add_inode(self, ino: int, kind: int, links: int, parent_ino: int, name_suffix: int) -> None:
-        """Note an inode: its type, link count, and the directory and bucket it says its name is in (0:
-        none)."""
-        self.inos.append(ino)
-        self.kinds.append(kind)
-        self.links.append(min(links, UNKNOWN_LINKS))
-        self.parents.append(parent_ino)
-        self.name_suffixes.append(name_suffix)
+    def gather(self, shares: Iterable[Rows]) -> None:
+        """Put the directories of all shares in order."""
+        for ino, links, below, parent, cookie, settled in merge(*shares):
+            self._inos.append(ino)
+            self._links.append(links)
+            self._below.append(below)
+            self._parents.append(parent)
+            self._cookies.append(cookie)
+            self._settled.append(settled)
 
-    def add_name(self, directory_ino: int, cookie: int, target: int, kind: int) -> None:
-        """Note a name of a directory."""
-        self.directories.append(directory_ino)
-        self.cookies.append(cookie)
-        self.targets.append(target)
-        self.target_kinds.append(kind)
+    def counts(self) -> Iterator[Fault]:
+        """The faults of link counts."""
+        for ino, links, below in zip(self._inos, self._links, self._below, strict=True):
+            right = below + 2 + self.corrections[ino]
+            if links not in (right, UNKNOWN_LINKS):
+                yield _links_fault(ino, links, right)
 
-    def index(self, ino: int) -> int:
-        """Where an inode is in the arrays, -1 if it does not exist."""
-        found = bisect_left(self.inos, ino)
-        return found if found < len(self.inos) and self.inos[found] == ino else -1
+    def reach(self) -> Iterator[Fault]:
+        """What no chain of names joins to the root; only the top of each such tree is named."""
+        for index in range(len(self._inos)):
+            if not self._settled[index]:
+                yield from self._climb(index)
 
-
-class LinkCheck:
-    """The check between inodes, over a complete census."""
-
-    def __init__(self, census: Census) -> None:
-        self._census = census
-        count = len(census.inos)
-        self._names = array("I", bytes(4 * count))  # names that lead to the inode
-        self._below = array("I", bytes(4 * count))  # directories that its names lead to
-        self._holds = bytearray(count)  # 1: it is a directory with names
-        self._known = bytearray(count)  # 1: the name that the inode knows leads to it
-        # Which name counts: of a directory its only one, of anything else any.
-        self._name_of = array("Q", [_NONE]) * count
-        self._orphan = bytearray(count)
-        self.unreachable: list[int] = []  # inodes that need a name in lost+found
-
-    def run(self) -> Iterator[Fault]:
-        """The faults between inodes; afterwards `unreachable` is filled."""
-        for ino in self._census.orphans:
-            index = self._census.index(ino)
-            if index >= 0:
-                self._orphan[index] = 1
-        second = list(self._follow_names())
-        # Counts first: their repair sets what is right before names come and go.
-        yield from self._counts()
-        yield from second
-        yield from self._orphans()
-        yield from self._reach()
-
-    # -- names ------------------------------------------------------------------
-
-    def _follow_names(self) -> Iterator[Fault]:
-        census = self._census
-        index_of, kinds, names, name_of = census.index, census.kinds, self._names, self._name_of
-        parents, suffixes, known = census.parents, census.name_suffixes, self._known
-        last, holder = _NONE, -1
-        every = zip(census.directories, census.cookies, census.targets, census.target_kinds, strict=True)
-        for number, (ino, cookie, target, kind) in enumerate(every):
-            if ino != last:  # the names of one directory follow each other
-                last, holder = ino, index_of(ino)
-                self._holds[holder] = 1
-            index = index_of(target)
-            if index < 0:
-                yield _name_fault("name-dangling", ino, cookie, f"inode {target}, which does not exist", None)
-                self._below[holder] += kind == DIRECTORY_KIND
-                continue
-            actual = kinds[index]
-            if kind != actual:
-                yield _name_fault("name-type", ino, cookie, f"inode {target} with a wrong type", actual)
-            names[index] += 1
-            matches = parents[index] == ino and suffixes[index] == directory.split_cookie(cookie)[0]
-            if actual == DIRECTORY_KIND:
-                self._below[holder] += 1
-                fault = self._directory_name(index, number, matches)
-                if fault is not None:
-                    yield fault
-            elif name_of[index] == _NONE:
-                name_of[index] = number
-            if matches:
-                known[index] = 1
-
-    def _directory_name(self, index: int, number: int, matches: bool) -> Fault | None:
-        """A directory was found by a name: the fault if it has another one, or is the root."""
-        census = self._census
-        loser = number
-        if census.inos[index] != ROOT_INO:
-            before = self._name_of[index]
-            if before == _NONE or (matches and not self._known[index]):
-                self._name_of[index] = number
-                loser = before
-        if loser == _NONE:
-            return None
-        place = f"directory {census.inos[index]}, which has its place elsewhere"
-        return _name_fault(
-            "name-second-parent", census.directories[loser], census.cookies[loser], place, None
-        )
-
-    # -- counts and parents -------------------------------------------------------
-
-    def _counts(self) -> Iterator[Fault]:
-        census = self._census
-        every = zip(census.inos, census.kinds, census.links, self._names, self._below, strict=True)
-        for index, (ino, kind, links, names, below) in enumerate(every):
-            yield from self._parent(index, ino, kind)
-            if links == UNKNOWN_LINKS:
-                continue
-            right = below + 2 if kind == DIRECTORY_KIND else names
-            if kind == DIRECTORY_KIND and not names and not links and not self._holds[index]:
-                right = 0  # a deleted directory
-            # No name at all is reported as unreachable or deleted, not as a wrong count.
-            if links != right and (names or kind == DIRECTORY_KIND):
-                sentence = f"inode {ino} has link count {links}, but should have {right}"
-                yield Fault("inode-links", f"inode {ino}", sentence, fsck_edit.set_fields(ino, nlink=right))
-
-    def _parent(self, index: int, ino: int, kind: int) -> Iterator[Fault]:
-        """An inode with a name may know none (unless it is a directory), but not a wrong one."""
-        census = self._census
-        number = self._name_of[index]
-        if ino == ROOT_INO or number == _NONE or self._known[index]:
-            return
-        if census.links[index] == UNKNOWN_LINKS or (not census.parents[index] and kind != DIRECTORY_KIND):
-            return
-        parent, cookie = census.directories[number], census.cookies[number]
-        sentence = (
-            f"inode {ino} names a place in directory {census.parents[index]}, but is in directory {parent}"
-        )
-        yield Fault("inode-parent", f"inode {ino}", sentence, fsck_edit.set_parent(ino, parent, cookie))
-
-    # -- deleted files --------------------------------------------------------------
-
-    def _orphans(self) -> Iterator[Fault]:
-        census = self._census
-        for ino in census.orphans:
-            index = census.index(ino)
-            place = f"orphan {ino}"
-            if index < 0:
-                sentence = f"the list of deleted files names inode {ino}, which does not exist"
-                yield Fault("orphan-stale", place, sentence, fsck_edit.unlist_orphan(ino))
-            elif self._is_alive(index):
-                self._orphan[index] = 0
-                if census.kinds[index] == _REGULAR_KIND:
-                    continue  # it was cut, and what was behind its end has not all gone yet
-                sentence = f"the list of deleted files names inode {ino}, which is not deleted"
-                yield Fault("orphan-stale", place, sentence, fsck_edit.unlist_orphan(ino))
-        every = zip(census.inos, self._orphan, strict=True)
-        for index, (ino, listed) in enumerate(every):
-            if not listed and not self._is_alive(index):
-                self._orphan[index] = 1
-                sentence = f"inode {ino} is deleted, but not in the list of deleted files"
-                yield Fault("orphan-unlisted", f"inode {ino}", sentence, fsck_edit.list_orphan(ino))
-
-    def _is_alive(self, index: int) -> bool:
-        return bool(
-            self._names[index]
-            or self._census.links[index]
-            or self._holds[index]
-            or self._census.inos[index] == ROOT_INO
-        )
-
-    # -- reachability ---------------------------------------------------------------
-
-    def _reach(self) -> Iterator[Fault]:
-        """Everything that no chain of names joins to the root; only the top of each such tree is named."""
-        census = self._census
-        # 0: not yet known, 1: hangs on the root or on something that will, 2: on the way up just now.
-        state = bytearray(len(census.inos))
-        for index, ino in enumerate(census.inos):
-            if self._orphan[index] or ino == ROOT_INO:
-                state[index] = 1
-        for index, kind in enumerate(census.kinds):
-            if kind == DIRECTORY_KIND and not state[index]:
-                yield from self._climb(index, state)
-        for index, kind in enumerate(census.kinds):
-            if kind != DIRECTORY_KIND and not self._names[index] and not self._orphan[index]:
-                yield self._lost(index, "has no name")
-
-    def _climb(self, index: int, state: bytearray) -> Iterator[Fault]:
-        census = self._census
+    def _climb(self, index: int) -> Iterator[Fault]:
         way: list[int] = []
-        while not state[index]:
-            state[index] = 2
+        while not self._settled[index]:
+            self._settled[index] = 2
             way.append(index)
-            number = self._name_of[index]
-            above = -1 if number == _NONE else census.index(census.directories[number])
+            above = self._index(self._parents[index])
             if above < 0:
-                yield self._lost(index, "has no name")
+                self.unreachable.append(self._inos[index])
+                yield _unreachable_fault(self._inos[index])
                 break
             index = above
         else:
-            if state[index] == 2:
+            if self._settled[index] == 2:
                 yield self._cycle(way[way.index(index) :])
         for passed in way:
-            state[passed] = 1
+            self._settled[passed] = 1
 
-    def _lost(self, index: int, why: str) -> Fault:
-        ino = self._census.inos[index]
-        self.unreachable.append(ino)
-        return Fault("inode-unreachable", f"inode {ino}", f"inode {ino} {why}")
+    def _index(self, ino: int) -> int:
+        found = bisect_left(self._inos, ino)
+        return found if found < len(self._inos) and self._inos[found] == ino else -1
 
     def _cycle(self, indexes: list[int]) -> Fault:
-        census = self._census
         lowest = min(indexes)
-        number = self._name_of[lowest]
-        ino = census.inos[lowest]
+        ino = self._inos[lowest]
         self.unreachable.append(ino)
-        names = ", ".join(str(census.inos[index]) for index in sorted(indexes)[:20])
+        names = ", ".join(str(self._inos[index]) for index in sorted(indexes)[:20])
         return Fault(
             "directory-cycle",
             f"inode {ino}",
             f"the directories {names} lie in one another and not below the root",
-            fsck_edit.remove_name(census.directories[number], census.cookies[number]),
+            fsck_edit.remove_name(self._parents[lowest], self._cookies[lowest]),
         )
+
+
+class Share:
+    """The inodes of one share of the census, and the names that lead to them."""
+
+    def __init__(self, inodes: Rows, directories: Rows, corrections: Counter[int]) -> None:
+        self._directories, self._corrections = directories, corrections
+        self._inos = array("Q")  # ascending
+        self._kinds = bytearray()
+        self._links = array("I")
+        self._parents = array("Q")  # what the inode says of its name
+        self._suffixes = array("Q")
+        self._below = array("I")  # directories that its names say they lead to
+        self._flags = bytearray()
+        for inos, kinds, links, parents, suffixes, names, below in inodes.columns():
+            self._inos.extend(inos)
+            self._kinds.extend(kinds)
+            self._links.extend(links)
+            self._parents.extend(parents)
+            self._suffixes.extend(suffixes)
+            self._below.extend(below)
+            self._flags.extend(_HOLDS if count else 0 for count in names)
+        count = len(self._inos)
+        self._index = dict(zip(self._inos, range(count), strict=True))
+        self._names = array("I", bytes(4 * count))  # that lead to the inode
+        # Which name counts: of a directory its only one, of anything else any.
+        self._name_parents = array("Q", b"\xff" * (8 * count))
+        self._name_cookies = array("Q", bytes(8 * count))
+
+    # -- names ------------------------------------------------------------------
+
+    def follow_names(self, rows: Rows) -> Iterator[Fault]:
+        """The faults of names that lead here, or nowhere."""
+        index_of, kinds, names = self._index.get, self._kinds, self._names
+        parents, suffixes, name_parents = self._parents, self._suffixes, self._name_parents
+        slots = directory.SLOT_COUNT - 1
+        for ino, cookie, target, kind in rows:
+            index = index_of(target)
+            if index is None:
+                yield _name_fault("name-dangling", ino, cookie, f"inode {target}, which does not exist", None)
+                continue
+            actual = kinds[index]
+            if kind != actual:
+                self._corrections[ino] += (actual == DIRECTORY_KIND) - (kind == DIRECTORY_KIND)
+                yield _name_fault("name-type", ino, cookie, f"inode {target} with a wrong type", actual)
+            names[index] += 1
+            matches = parents[index] == ino and suffixes[index] == cookie & ~slots
+            if actual == DIRECTORY_KIND:
+                fault = self._directory_name(index, target, ino, cookie, matches)
+                if fault is not None:
+                    yield fault
+            elif name_parents[index] == _NONE:
+                name_parents[index], self._name_cookies[index] = ino, cookie
+            if matches:
+                self._flags[index] |= _KNOWN
+
+    def _directory_name(self, index: int, target: int, ino: int, cookie: int, matches: bool) -> Fault | None:
+        """A directory was found by a name: the fault if it has another one, or is the root."""
+        loser, loser_cookie = ino, cookie
+        if target != ROOT_INO:
+            before = self._name_parents[index], self._name_cookies[index]
+            if before[0] == _NONE or (matches and not self._flags[index] & _KNOWN):
+                self._name_parents[index], self._name_cookies[index] = ino, cookie
+                loser, loser_cookie = before
+        if loser == _NONE:
+            return None
+        place = f"directory {target}, which has its place elsewhere"
+        return _name_fault("name-second-parent", loser, loser_cookie, place, None)
+
+    # -- inodes -----------------------------------------------------------------
+
+    def list_orphans(self, orphans: Iterable[int]) -> Iterator[Fault]:
+        """Those of the list of deleted files that should not be on it."""
+        for ino in orphans:
+            index = self._index.get(ino)
+            sentence = f"the list of deleted files names inode {ino}, which "
+            if index is None:
+                sentence += "does not exist"
+            elif not self._is_alive(index, ino):
+                self._flags[index] |= _ORPHAN
+                continue
+            elif self._kinds[index] == _REGULAR_KIND:
+                continue  # it was cut, and what was behind its end has not all gone yet
+            else:
+                sentence += "is not deleted"
+            yield Fault("orphan-stale", f"orphan {ino}", sentence, fsck_edit.unlist_orphan(ino))
+
+    def _is_alive(self, index: int, ino: int) -> bool:
+        return bool(
+            self._names[index] or self._links[index] or self._flags[index] & _HOLDS or ino == ROOT_INO
+        )
+
+    def finish(self, unreachable: list[int]) -> Iterator[Fault]:
+        """The faults of the inodes, when all names and orphans were seen. `unreachable` gets the files
+        without a name; directories are passed on."""
+        names, flags, all_links, kinds = self._names, self._flags, self._links, self._kinds
+        for index, ino in enumerate(self._inos):
+            count, links, kind = names[index], all_links[index], kinds[index]
+            if kind == DIRECTORY_KIND:
+                yield from self._finish_directory(index, ino)
+            elif count == 1 and links == 1 and flags[index] & _KNOWN:
+                continue  # as nearly always
+            else:
+                if count and links not in (count, UNKNOWN_LINKS):
+                    # No name at all is reported as unreachable or deleted, not as a wrong count.
+                    yield _links_fault(ino, links, count)
+                if count:
+                    yield from self._parent(index, ino)
+                elif links and not flags[index] & _ORPHAN:
+                    unreachable.append(ino)
+                    yield _unreachable_fault(ino)
+                elif not flags[index] & _ORPHAN:
+                    yield _unlisted_fault(ino)
+
+    def _finish_directory(self, index: int, ino: int) -> Iterator[Fault]:
+        yield from self._parent(index, ino)
+        links, is_orphan = self._links[index], bool(self._flags[index] & _ORPHAN)
+        if not self._is_alive(index, ino):
+            links = UNKNOWN_LINKS  # a deleted directory: 0 is right
+            if not is_orphan:
+                is_orphan = True
+                yield _unlisted_fault(ino)
+        self._directories.fresh += _DIRECTORY.pack(
+            ino,
+            links,
+            self._below[index],
+            self._name_parents[index],
+            self._name_cookies[index],
+            is_orphan or ino == ROOT_INO,
+        )
+
+    def _parent(self, index: int, ino: int) -> Iterator[Fault]:
+        """An inode with a name may know none (unless it is a directory), but not a wrong one."""
+        parent, knows = self._name_parents[index], self._parents[index]
+        if ino == ROOT_INO or parent == _NONE or self._flags[index] & _KNOWN:
+            return
+        if self._links[index] == UNKNOWN_LINKS or (not knows and self._kinds[index] != DIRECTORY_KIND):
+            return
+        sentence = f"inode {ino} names a place in directory {knows}, but is in directory {parent}"
+        fix = fsck_edit.set_parent(ino, parent, self._name_cookies[index])
+        yield Fault("inode-parent", f"inode {ino}", sentence, fix)
+
+
+def check_links(census: Census, unreachable: list[int], progress: Callable[[float], None]) -> Iterator[Fault]:
+    """The faults between inodes, over a complete census. `unreachable` gets the inodes that need a name in
+    lost+found; `progress` hears fractions."""
+    directories, found = Directories(), list[Rows]()
+    shares = census.shares()
+    for number, (inodes, names) in enumerate(shares):
+        progress(number / len(shares))
+        found.append(Rows(_DIRECTORY, census.scratch))
+        share = Share(inodes, found[-1], directories.corrections)
+        yield from share.follow_names(names)
+        yield from share.list_orphans(ino for ino in census.orphans if census.share_of(ino) == number)
+        yield from share.finish(unreachable)
+        found[-1].put_away()
+    progress(1.0)
+    directories.gather(found)
+    yield from directories.counts()
+    yield from directories.reach()
+    unreachable += directories.unreachable
+
+
+def _links_fault(ino: int, links: int, right: int) -> Fault:
+    sentence = f"inode {ino} has link count {links}, but should have {right}"
+    return Fault("inode-links", f"inode {ino}", sentence, fsck_edit.set_fields(ino, nlink=right))
+
+
+def _unlisted_fault(ino: int) -> Fault:
+    sentence = f"inode {ino} is deleted, but not in the list of deleted files"
+    return Fault("orphan-unlisted", f"inode {ino}", sentence, fsck_edit.list_orphan(ino))
+
+
+def _unreachable_fault(ino: int) -> Fault:
+    return Fault("inode-unreachable", f"inode {ino}", f"inode {ino} has no name")
 
 
 def _name_fault(code: str, ino: int, cookie: int, leads_to: str, kind: int | None) -> Fault:

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from stat import S_IFDIR
+from typing import NamedTuple
 
 from jfs import directory, fsck_edit
 from jfs.commit import issue_region
@@ -18,7 +19,7 @@ from jfs.device import BlockDevice
 from jfs.errors import CorruptionError, NoSpace
 from jfs.freemap import decode_group
 from jfs.fsck_blocks import runs_of
-from jfs.fsck_codes import Finding
+from jfs.fsck_codes import Fault, Finding
 from jfs.fsck_examine import Collector, Examination, examine
 from jfs.fsck_tree import FoundLeaf, Gap, find_leaves
 from jfs.fsck_volume import Opened, Progress, open_volume
@@ -48,6 +49,18 @@ REGION_RUNS = 2048
 FRESH_LSN_DISTANCE = 1 << 32  # no batch that was ever written has a number so high
 LEAST_LOG_ROOM_BYTES = 64 << 10
 LOST_AND_FOUND = b"lost+found"
+# What is between inodes after what is in them; counts first: their repair sets what is right before names
+# come and go.
+_LATER = {
+    "inode-links": 1,
+    "inode-parent": 1,
+    "name-dangling": 2,
+    "name-type": 2,
+    "name-second-parent": 2,
+    "orphan-stale": 3,
+    "orphan-unlisted": 3,
+    "directory-cycle": 3,
+}
 
 
 class VolumeEditor:
@@ -82,22 +95,35 @@ async def repair(device: BlockDevice, progress: Progress | None = None) -> list[
     if opened is None:
         return collector.findings()
     collector.add(opened.faults)
-    examination = examine(opened, hear)
-    collector.add(examination.faults)
+    look = _look(opened, hear)
+    collector.add(look.faults)
     if not collector.findings():
         return []
     await device.flush()
-    if examination.gaps:
-        _mend_tree(opened, examination)
-        examination = examine(opened, hear)
-    examination = _edit_until_right(opened, examination, collector, hear)
+    if look.examination.gaps:
+        _mend_tree(opened, look.examination)
+        look = _look(opened, hear)
+    examination = _edit_until_right(opened, look, collector, hear)
     await _write(opened, examination, give_back=False)
     superblocks, opened = open_volume(device)
     if opened is not None:
-        examination = examine(opened, hear)
-        if examination.faults and not examination.gaps and not opened.faults:
-            await _write(opened, examination, give_back=True)
+        look = _look(opened, hear)
+        if look.faults and not look.examination.gaps and not opened.faults:
+            await _write(opened, look.examination, give_back=True)
     return _verdict(collector, device, hear)
+
+
+class _Look(NamedTuple):
+    """One look at everything, with all that it found in the order in which it is to be repaired."""
+
+    examination: Examination
+    faults: list[Fault]
+
+
+def _look(opened: Opened, hear: Progress) -> _Look:
+    faults: list[Fault] = []
+    examination = examine(opened, hear, faults.extend)
+    return _Look(examination, sorted(faults, key=lambda fault: _LATER.get(fault.code, 0)))
 
 
 def _verdict(collector: Collector, device: BlockDevice, hear: Progress) -> list[Finding]:
@@ -107,7 +133,7 @@ def _verdict(collector: Collector, device: BlockDevice, hear: Progress) -> list[
     after.add(superblocks.faults)
     if opened is not None:
         after.add(opened.faults)
-        after.add(examine(opened, hear).faults)
+        examine(opened, hear, after.add)
     left = {(finding.code, finding.place): finding for finding in after.findings()}
     found = collector.findings()
     known = {(finding.code, finding.place) for finding in found}
@@ -118,24 +144,23 @@ def _verdict(collector: Collector, device: BlockDevice, hear: Progress) -> list[
 # -- items -----------------------------------------------------------------------------------------
 
 
-def _edit_until_right(
-    opened: Opened, examination: Examination, collector: Collector, hear: Progress
-) -> Examination:
+def _edit_until_right(opened: Opened, look: _Look, collector: Collector, hear: Progress) -> Examination:
     """Apply fixes and look again, until there is nothing more to fix. Returns the last look."""
     volume = opened.volume
     editor = VolumeEditor(volume)
     for _ in range(MOST_PASSES):
-        fixes = [fault.fix for fault in examination.faults if fault.fix is not None]
-        volume.next_ino = max(volume.next_ino, examination.highest_ino + 1)
-        if not fixes and not examination.unreachable:
+        fixes = [fault.fix for fault in look.faults if fault.fix is not None]
+        unreachable = look.examination.unreachable
+        volume.next_ino = max(volume.next_ino, look.examination.highest_ino + 1)
+        if not fixes and not unreachable:
             break
         for fix in fixes:
             fix(editor)
-        if examination.unreachable:
-            _name_lost(volume, editor, examination.unreachable)
-        examination = examine(opened, hear)
-        collector.add(examination.faults)
-    return examination
+        if unreachable:
+            _name_lost(volume, editor, unreachable)
+        look = _look(opened, hear)
+        collector.add(look.faults)
+    return look.examination
 
 
 def _name_lost(volume: Volume, editor: VolumeEditor, inos: list[int]) -> None:
@@ -209,7 +234,6 @@ def _recover_map(volume: Volume, examination: Examination) -> None:
             block = group * GROUP_BLOCKS + start
             if examination.blocks.inside(block, count):
                 volume.free_map.set_used(block, count)
-                examination.blocks.mark(block, count)
 
 
 def _oldest_first(volume: Volume, runs: list[Run]) -> list[FoundLeaf]:

@@ -91,20 +91,21 @@ class TreeWalk:
         self._cache = cache
         self._overlay = overlay
         self._blocks = blocks
-        self._leaves: list[tuple[int, Gap]] = []
+        self._leaf_count = 0
+        self._own: dict[int, list[tuple[int, int, Gap]]] = {}  # children of nodes that have others as well
         self.gaps: list[Gap] = []
         self.faults: list[Fault] = []
 
     def branches(self) -> None:
         """Walk the inner nodes; every node of the tree claims its blocks. Fills `faults`, `gaps`."""
-        stack = [(self._tree.root, self._tree.height - 1, Gap(LOWEST_KEY, None))]
+        stack = [self._top()]
         if not self._claim(self._tree.root, stack[0][2]):
             self._cache.damaged.add(self._tree.root)
             return
         while stack:
             address, level, place = stack.pop()
             if level == 0:
-                self._leaves.append((address, place))
+                self._leaf_count += 1
                 continue
             try:
                 node = self._cache.strict(address, level)
@@ -115,22 +116,38 @@ class TreeWalk:
             if not _is_ordered(node.keys, place):
                 self._damage(address, place, f"the tree node at block {address} has keys out of order")
                 continue
-            stack += reversed(self._children(address, node, level, place))
-        self._leaves.sort(key=lambda leaf: leaf[1].low)
+            stack += reversed(self._own_children(address, node, level, place))
 
-    def _children(self, address: int, node: Branch, level: int, place: Gap) -> list[tuple[int, int, Gap]]:
+    def _top(self) -> tuple[int, int, Gap]:
+        return self._tree.root, self._tree.height - 1, Gap(LOWEST_KEY, None)
+
+    def _own_children(self, address: int, node: Branch, level: int, place: Gap) -> list[tuple[int, int, Gap]]:
         """The children that are this node's own; if some are not, a node without them stands in for it."""
-        highs = (*node.keys[1:], place.high)
-        every = list(zip(node.keys, node.children, highs, strict=True))
-        own = [(key, child, high) for key, child, high in every if self._claim(child, Gap(key, high))]
+        every = _children(node, level, place)
+        own = [one for one in every if self._claim(one[0], one[2])]
         if len(own) < len(every):
+            self._own[address] = own
             if own:
                 self._cache.mended[address] = branch_of(
-                    tuple(key for key, _, _ in own), tuple(child for _, child, _ in own)
+                    tuple(place.low for _, _, place in own), tuple(child for child, _, _ in own)
                 )
             else:
                 self._cache.damaged.add(address)
-        return [(child, level - 1, Gap(key, high)) for key, child, high in own]
+        return own
+
+    def _leaves(self) -> Iterator[tuple[int, Gap]]:
+        """The leaves as `branches` found them, read again so that they need not be kept."""
+        stack = [self._top()] if self._leaf_count else []
+        while stack:
+            address, level, place = stack.pop()
+            if level == 0:
+                yield address, place
+            elif address in self._own:
+                stack += reversed(self._own[address])
+            elif address not in self._cache.damaged:
+                node = self._cache.node(address, level)
+                assert isinstance(node, Branch)
+                stack += reversed(_children(node, level, place))
 
     def _claim(self, address: int, place: Gap) -> bool:
         if not self._blocks.inside(address, NODE_BLOCKS):
@@ -161,14 +178,18 @@ class TreeWalk:
         read."""
         changed = sorted(self._overlay.items)
         position = 0
-        count = len(self._leaves)
-        for number, (address, place) in enumerate(self._leaves):
+        leaves = self._leaves()
+        following = next(leaves, None)
+        number = 0
+        while following is not None:
+            (address, place), following = following, next(leaves, None)
             if not number % 64:
-                progress(number / count)
+                progress(number / self._leaf_count)
+            number += 1
             # What a gap between two leaves may have had in the overlay comes with the leaf after it.
             end = len(changed)
-            if number + 1 < count:
-                end = bisect_left(changed, self._leaves[number + 1][1].low, position)
+            if following is not None:
+                end = bisect_left(changed, following[1].low, position)
             leaf = self._leaf(address, place)
             if position == end:
                 yield from zip(leaf.keys, leaf.values(), strict=True)
@@ -191,6 +212,15 @@ class TreeWalk:
             self._damage(address, place, f"the tree node at block {address} has keys out of order")
             return _EMPTY_LEAF
         return leaf
+
+
+def _children(node: Branch, level: int, place: Gap) -> list[tuple[int, int, Gap]]:
+    """The children of an inner node: address, level, and the keys that belong there."""
+    highs = (*node.keys[1:], place.high)
+    return [
+        (child, level - 1, Gap(key, high))
+        for key, child, high in zip(node.keys, node.children, highs, strict=True)
+    ]
 
 
 def _is_ordered(keys: tuple[bytes, ...], place: Gap) -> bool:

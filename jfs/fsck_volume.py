@@ -16,7 +16,7 @@ from jfs.replay import LogEnd, Replayer, log_reader
 from jfs.tree import Tree
 from jfs.volume import Volume
 
-CACHE_BYTES = 64 << 20
+CACHE_BYTES = 16 << 20
 Progress = Callable[[float, str], None]
 
 

@@ -20,7 +20,7 @@ from jfs.replay import load_volume, log_reader
 from jfs.store import Store
 from tests.crash.images import Images
 from tests.crash.judge import ROOT, expect
-from tests.crash.recording import OPTIONS, digest_of, items_of
+from tests.crash.recording import OPTIONS, Recording, digest_of, items_of
 from tests.crash.schedule import Schedule
 from tests.crash.sweep import make_recording
 from tests.devices import MemoryDevice
@@ -77,11 +77,19 @@ async def make_subject(workload: str, *, clean: bool) -> Subject:
     recording = await make_recording(workload)
     last = len(recording.device.history)
     point = random.Random(f"{workload} {clean}").randint((recording.first_point + last) // 2, last)
-    schedule = Schedule(workload, point, ALL_SURVIVES)
-    image = Images(recording.device).image(schedule, schedule.chance())
+    image = image_at(recording, workload, point)
+    if not load_volume(image)[0].inodes:
+        # Nothing was committed yet: each mount makes a root directory, as old as itself.
+        image = image_at(recording, workload, last)
     if clean:
         await FileSystem(await Store.open(image), OPTIONS).close()
     return await subject_of(image, {state.digest for state in recording.states}, closed=clean)
+
+
+def image_at(recording: Recording, workload: str, point: int) -> MemoryDevice:
+    """What a power cut at a point leaves that spares every write."""
+    schedule = Schedule(workload, point, ALL_SURVIVES)
+    return Images(recording.device).image(schedule, schedule.chance())
 
 
 async def subject_of(image: MemoryDevice, states: set[int], *, closed: bool) -> Subject:
