@@ -5,24 +5,20 @@ back and compared; anything that differs ends the run with an error.
 """
 
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
 from cyclopts import App, CycloptsError, Parameter
 
-from jfs.mountpoint import check_fuse, mounted_file_system
+from jfs.mountpoint import check_fuse
 from tools import render
-from tools.bench import results
+from tools.bench import results, targets
 from tools.bench.workloads import FULL, QUICK, WORKLOADS, NotAsWritten, Sample, Scale, drop_caches
-from tools.demo.stage import SITES, Stage
 from tools.errors import ExitCode, Failure, explain
 
-VOLUME_SIZE: Final = "4GiB"
 DEFAULT_OUTPUT: Final = Path("build") / "bench"
 
 app = App(name="bench", help=__doc__, help_format="plaintext")
@@ -50,8 +46,8 @@ def bench(
         samples, memory = measure(Path(place), scale, times)
     whole = results.report(samples, cold=drop_caches(), quick=quick, peak_memory_bytes=memory)
     out = render.Output()
-    out.table("median [lowest .. highest]", results.COLUMNS, results.rows(whole))
-    out.say(results.memory(whole))
+    out.table("median [lowest .. highest]", results.columns(whole), results.rows(whole))
+    out.say(results.memory(whole.peak_memory_bytes))
     written = results.save(whole, output)
     out.say(f"written: {', '.join(map(str, written))}")
     return ExitCode.OK
@@ -59,24 +55,22 @@ def bench(
 
 def measure(place: Path, scale: Scale, rounds: int) -> tuple[dict[str, list[Sample]], dict[str, int]]:
     """Set up the three targets, measure them in turns, take them down: samples, and peak memory in bytes."""
-    plain = place / "plain"
-    plain.mkdir()
-    samples: dict[str, list[Sample]] = {target: [] for target in results.TARGETS}
-    with passthrough(place) as passed, trisite(place) as stage:
-        targets = list(zip(results.TARGETS, (plain, passed, stage.mountpoint), strict=True))
-        for number in range(rounds):
-            turn = number % len(targets)
-            for target, directory in targets[turn:] + targets[:turn]:
-                samples[target] += one_round(target, directory, scale, f"{number + 1} of {rounds}")
-        memory = {name: peak_memory_bytes(process.pid) for name, process in stage.running.items()}
+    with targets.plain(place) as plain, targets.passthrough(place) as passed, targets.trisite(place) as stage:
+        mounts = dict(zip(results.TARGETS, (plain, passed, stage.mountpoint), strict=True))
+        samples = take_turns(mounts, scale, rounds)
+        memory = {name: targets.peak_memory_bytes(process.pid) for name, process in stage.running.items()}
     return samples, memory
 
 
-def peak_memory_bytes(pid: int) -> int:
-    """The most memory that a process had resident so far."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) << 10
+def take_turns(mounts: Mapping[str, Path], scale: Scale, rounds: int) -> dict[str, list[Sample]]:
+    """Every workload on one mount, then on the next; the order turns with each round."""
+    samples: dict[str, list[Sample]] = {name: [] for name in mounts}
+    turns = list(mounts.items())
+    for number in range(rounds):
+        turn = number % len(turns)
+        for name, directory in turns[turn:] + turns[:turn]:
+            samples[name] += one_round(name, directory, scale, f"{number + 1} of {rounds}")
+    return samples
 
 
 def one_round(target: str, directory: Path, scale: Scale, which: str) -> list[Sample]:
@@ -89,44 +83,8 @@ def one_round(target: str, directory: Path, scale: Scale, which: str) -> list[Sa
     return samples
 
 
-@contextmanager
-def passthrough(place: Path) -> Iterator[Path]:
-    """A mount that only passes through: what the road through the kernel and Python costs anybody."""
-    source, mountpoint = place / "source", place / "passthrough"
-    source.mkdir()
-    mountpoint.mkdir()
-    stage = Stage(place)
-    stage.logs.mkdir(exist_ok=True)
-    command = [sys.executable, "-P", "-m", "tools.bench.passthrough", str(source), str(mountpoint)]
-    process = stage.start("passthrough", command)
-
-    def mounted() -> bool:
-        return mounted_file_system(os.path.realpath(mountpoint)) is not None
-
-    try:
-        stage.wait_for(mounted, "the pass-through mount", process, "passthrough")
-        yield mountpoint
-    finally:
-        if mounted():
-            subprocess.run(["fusermount3", "-u", str(mountpoint)], check=False)
-        stage.end("passthrough")
-
-
-@contextmanager
-def trisite(place: Path) -> Iterator[Stage]:
-    """A trisite volume with its three sites on this machine, mounted."""
-    with Stage(place / "trisite") as stage:
-        stage.trisite("init", str(stage.directory), "--size", VOLUME_SIZE, config=False)
-        for site in SITES:
-            stage.start_site(site)
-        stage.trisite("mkfs")
-        stage.mount("primary")
-        yield stage
-        stage.unmount()
-
-
-def main() -> int:
-    """Entry point; a failure is one sentence."""
+def run(app: App) -> int:
+    """Entry point of a measurement; a failure is one sentence."""
     try:
         code = app(exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
@@ -145,4 +103,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(app))

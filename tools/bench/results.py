@@ -1,5 +1,6 @@
 """What the measurements came to: medians with their spread, as a table, a JSON file and a picture."""
 
+import itertools
 import os
 import platform
 import statistics
@@ -16,13 +17,13 @@ PLAIN: Final = "plain directory"
 PASSTHROUGH: Final = "pass-through mount"
 TRISITE: Final = "trisite mount"
 TARGETS: Final = (PLAIN, PASSTHROUGH, TRISITE)
-COLUMNS: Final = (
-    "workload", "unit", *(f">{target}" for target in TARGETS), ">of pass-through", ">p50/p99 ms",
-)  # fmt: skip
 COLOURS: Final = {PLAIN: "#b8bfc6", PASSTHROUGH: "#7aa6c2", TRISITE: "#d1603d"}
+OTHER_COLOURS: Final = ("#8f9d6a", "#c9a24d", "#8d6e97")
 
-ROW_HEIGHT: Final = 62
 BAR_HEIGHT: Final = 14
+BAR_GAP: Final = 3
+ROW_GAP: Final = 11
+LEGEND_WIDTH: Final = 140
 LABEL_WIDTH: Final = 300
 BAR_WIDTH: Final = 420
 VALUE_WIDTH: Final = 190
@@ -53,6 +54,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     machine: dict[str, str | int | bool]
     results: list[Result]
+    targets: list[str]
+    """In the order in which they are shown."""
     peak_memory_bytes: dict[str, int]
     """Of the processes of trisite: the mount and the daemon of each site."""
 
@@ -99,7 +102,18 @@ def report(
         "caches_dropped": cold,
         "quick": quick,
     }
-    return Report(machine=machine, results=results, peak_memory_bytes=dict(peak_memory_bytes or {}))
+    return Report(
+        machine=machine,
+        results=results,
+        targets=list(samples),
+        peak_memory_bytes=dict(peak_memory_bytes or {}),
+    )
+
+
+def columns(whole: Report) -> tuple[str, ...]:
+    """The heads of the table; ">" before a name: figures, to the right."""
+    targets = (f">{target}" for target in whole.targets)
+    return ("workload", "unit", *targets, ">of pass-through", ">p50/p99 ms")
 
 
 def number(value: float) -> str:
@@ -125,23 +139,23 @@ def rows(whole: Report) -> list[tuple[str, ...]]:
         if ours is not None and yardstick is not None and yardstick.median > 0:
             share = f"{ours.median / yardstick.median:.2f}"
         latency = "-" if ours is None or ours.p50_ms is None else f"{ours.p50_ms:.2f} / {ours.p99_ms:.2f}"
-        cells = (cell(result.figures.get(target)) for target in TARGETS)
+        cells = (cell(result.figures.get(target)) for target in whole.targets)
         table.append((result.name, f"{result.unit}/s", *cells, share, latency))
     return table
 
 
-def memory(whole: Report) -> str:
+def memory(peak_memory_bytes: Mapping[str, int]) -> str:
     """What the processes of trisite had resident at most, in one line."""
-    peaks = (f"{name} {peak >> 20} MiB" for name, peak in sorted(whole.peak_memory_bytes.items()))
+    peaks = (f"{name} {peak >> 20} MiB" for name, peak in sorted(peak_memory_bytes.items()))
     return f"peak memory: {', '.join(peaks) or 'not measured'}"
 
 
 def markdown(whole: Report) -> str:
     """The table for a page."""
-    head = [column.removeprefix(">") for column in COLUMNS]
+    head = [column.removeprefix(">") for column in columns(whole)]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)], *rows(whole)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{memory(whole)}\n"
+    return f"{table}\n\n{memory(whole.peak_memory_bytes)}\n"
 
 
 def save(whole: Report, directory: Path) -> tuple[Path, Path, Path]:
@@ -157,34 +171,41 @@ def save(whole: Report, directory: Path) -> tuple[Path, Path, Path]:
 def svg(whole: Report) -> str:
     """Bars for every workload, each as long as its share of the fastest; a line from lowest to highest."""
     width = LABEL_WIDTH + BAR_WIDTH + VALUE_WIDTH
-    height = HEAD_HEIGHT + ROW_HEIGHT * len(whole.results) + 10
+    row_height = len(whole.targets) * (BAR_HEIGHT + BAR_GAP) + ROW_GAP
+    height = HEAD_HEIGHT + row_height * len(whole.results) + 10
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
         '<text x="12" y="22" font-size="15">units a second, median; longer is faster</text>',
     ]
-    for place, target in enumerate(TARGETS):
-        x = 12 + place * 170
-        parts.append(f'<rect x="{x}" y="36" width="12" height="12" fill="{COLOURS[target]}"/>')
+    colours = _colours(whole.targets)
+    for place, target in enumerate(whole.targets):
+        x = 12 + place * LEGEND_WIDTH
+        parts.append(f'<rect x="{x}" y="36" width="12" height="12" fill="{colours[target]}"/>')
         parts.append(f'<text x="{x + 18}" y="46">{escape(target)}</text>')
     for line, result in enumerate(whole.results):
-        parts += _svg_row(result, HEAD_HEIGHT + line * ROW_HEIGHT)
+        parts += _svg_row(result, colours, HEAD_HEIGHT + line * row_height)
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _svg_row(result: Result, top: int) -> list[str]:
+def _colours(targets: Sequence[str]) -> dict[str, str]:
+    """A colour for each target, in their order."""
+    others = itertools.cycle(OTHER_COLOURS)
+    return {target: COLOURS.get(target) or next(others) for target in targets}
+
+
+def _svg_row(result: Result, colours: Mapping[str, str], top: int) -> list[str]:
     fastest = max((figure.high for figure in result.figures.values()), default=0.0) or 1.0
     parts = [f'<text x="12" y="{top + 28}">{escape(result.name)}</text>']
-    for place, target in enumerate(TARGETS):
+    for place, (target, colour) in enumerate(colours.items()):
         figure = result.figures.get(target)
         if figure is None:
             continue
-        y = top + 4 + place * (BAR_HEIGHT + 3)
+        y = top + 4 + place * (BAR_HEIGHT + BAR_GAP)
         low, middle, high = (
             round(BAR_WIDTH * value / fastest, 1) for value in (figure.low, figure.median, figure.high)
         )
-        colour = COLOURS[target]
         parts.append(
             f'<rect x="{LABEL_WIDTH}" y="{y}" width="{middle}" height="{BAR_HEIGHT}" fill="{colour}"/>'
         )
