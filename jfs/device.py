@@ -47,6 +47,10 @@ class BlockDevice(Protocol):
         """Issue a discard (reads as zeros afterwards) and return its sequence."""
         ...
 
+    def is_complete(self, sequence: int) -> bool:
+        """Whether every write up to `sequence` is complete, so that `complete` need not be called."""
+        ...
+
     async def complete(self, sequence: int) -> None:
         """Wait until every write up to `sequence` is complete."""
         ...
@@ -178,6 +182,9 @@ class FileDevice:
             raise self._failure("discard in", error) from error
         self._sequence += 1
         return self._sequence
+
+    def is_complete(self, sequence: int) -> bool:
+        return True
 
     async def complete(self, sequence: int) -> None:
         """Writes are complete when issued."""

@@ -341,17 +341,26 @@ class Namespace(Attributes):
         else:
             self._unmap(node, blocks_of(node.size_bytes))
 
+    def may_change(self) -> bool:
+        """Whether a change may begin now; if not, `make_way` comes first."""
+        return not self.store.volume.is_tight(len(self._dirty))
+
     async def make_way(self) -> None:
         """Before a change: on a volume with hardly any room left, let what waits in memory become part of the
         tree while there surely is room for the nodes that this takes. So removing always works.
         """
         for _ in range(MAKE_WAY_TRIES):
-            if not self.store.volume.is_tight(len(self._dirty)):
+            if self.may_change():
                 return
             try:
                 await self.store.checkpoint()
             except NoSpace:
                 return  # the change itself may give the room
+
+    def must_throttle(self) -> bool:
+        """Whether `throttle` would do anything."""
+        has_cuts = bool(self._cuts) and not self._settling.locked()
+        return has_cuts or self.store.must_throttle(len(self._dirty))
 
     async def throttle(self) -> None:
         """Hold a caller up while too much waits to be written or removed."""

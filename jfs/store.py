@@ -6,11 +6,11 @@ Everything that does not wait is plain synchronous code, so between two awaits t
 import errno
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import trio
 
-from jfs.checkpoint import LEAVES_LIMIT, Checkpoint
+from jfs.checkpoint import Checkpoint
 from jfs.commit import (
     Housekeeping,
     checkpoint_housekeeping,
@@ -18,62 +18,24 @@ from jfs.commit import (
     issue_intent,
     ripe_names,
 )
-from jfs.coverage import CoveragePolicy
 from jfs.device import BLOCK_BYTES, BlockDevice, Buffer
 from jfs.errors import DeviceError, FileSystemError, NoSpace
 from jfs.layout import LOG_INO, VALUE_LIMIT_BYTES, Superblock
 from jfs.log import LogFull
 from jfs.mkfs import FIRST_SEGMENTS
-from jfs.replay import DEFAULT_CACHE_BYTES, attach_log, load_volume
+from jfs.replay import attach_log, load_volume
 from jfs.runs import Run
+from jfs.store_options import COARSEN, WAIT, LogStatus, Statistics, StoreOptions
 from jfs.tree import Item
 from jfs.volume import Changes, Volume
 
+__all__ = ["COARSEN", "WAIT", "LogStatus", "Statistics", "Store", "StoreOptions"]
+
 logger = logging.getLogger(__name__)
-COARSEN = "coarsen"
-WAIT = "wait"
 TICK_SECONDS = 0.5
 ROOM_TRIES = 8
 WAIT_SECONDS = 1.0
 ITEM_BYTES = 256  # of an inode in the log, about
-
-
-@dataclass(frozen=True)
-class StoreOptions:
-    """How a store behaves. `epoch` is written with the next superblock if it is a higher one."""
-
-    commit_seconds: float = 1.0  # a change is on its way to the disks at most this long after it was made
-    idle_checkpoint_seconds: float = 3.0
-    linger_seconds: float = 2.0
-    on_log_full: str = COARSEN  # or WAIT: commits wait for the far site rather than name files less precisely
-    checkpoint_bytes: int = 16 << 20  # of log, between two checkpoints; at most a quarter of the log's limit
-    overlay_items: int = 200_000
-    overlay_bytes: int = 32 << 20
-    merge_leaves: int = LEAVES_LIMIT  # of the new tree, in memory at once
-    pending_items: int = 20_000
-    pending_bytes: int = 4 << 20
-    cache_bytes: int = DEFAULT_CACHE_BYTES
-    epoch: int = 0
-    coverage_policy: CoveragePolicy = field(default_factory=CoveragePolicy)
-
-
-@dataclass(frozen=True)
-class LogStatus:
-    """What the log names now, the bytes from its tail to its end, and the size it may grow to."""
-
-    files: int
-    bytes: int
-    capacity_bytes: int
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """For statfs, in blocks of 4096 bytes. Blocks freed since the last commit count as free."""
-
-    total_blocks: int
-    free_blocks: int
-    available_blocks: int
-    inodes: int
 
 
 class _Round:
@@ -415,25 +377,38 @@ class Store:
         for _ in range(self.volume.surplus_segments(FIRST_SEGMENTS)):
             self.free(LOG_INO, self.volume.writer().spares.pop(), self.volume.superblock.segment_blocks)
 
+    def must_throttle(self, more_items: int = 0) -> bool:
+        """Whether `throttle` would hold a caller up."""
+        return self.volume.log is not None and (self._is_overlay_full() or self._is_much_pending(more_items))
+
+    def _is_overlay_full(self) -> bool:
+        """Does much more wait in memory than should? Where it is somewhat more, a checkpoint begins."""
+        overlay, options = self.volume.overlay, self.options
+        items, value_bytes = len(overlay), overlay.value_bytes
+        if items <= options.overlay_items and value_bytes <= options.overlay_bytes:
+            return False
+        self._wake.set()
+        return items >= 2 * options.overlay_items or value_bytes >= 2 * options.overlay_bytes
+
+    def _is_much_pending(self, more_items: int) -> bool:
+        pending = self.volume.pending
+        return (
+            len(pending.items) > self.options.pending_items
+            or pending.value_bytes > self._pending_bytes
+            or not self.volume.writer().has_room(pending.rough_bytes() + more_items * ITEM_BYTES)
+        )
+
     async def throttle(self, more_items: int = 0) -> None:
         """Hold a caller up while there are too many uncommitted changes or too much waits in memory.
 
         `more_items`: that the hooks before the commit will put.
         """
-        volume, options = self.volume, self.options
-        pending = volume.pending
-        if volume.log is None:
+        if self.volume.log is None:
             return
-        if not volume.log.has_room(pending.rough_bytes() + more_items * ITEM_BYTES):
+        if self._is_much_pending(more_items):
             await self.commit()
-        if len(pending.items) > options.pending_items or pending.value_bytes > self._pending_bytes:
-            await self.commit()
-        overlay = volume.overlay
-        if len(overlay) > options.overlay_items or overlay.value_bytes > options.overlay_bytes:
-            if len(overlay) < 2 * options.overlay_items and overlay.value_bytes < 2 * options.overlay_bytes:
-                self._wake.set()
-            else:
-                await self.checkpoint()
+        if self._is_overlay_full():
+            await self.checkpoint()
 
     async def run(self) -> None:
         """Commit, checkpoint and retire names from time to time, until cancelled or closed."""

@@ -59,6 +59,9 @@ class MemoryDevice:
         self.issued_sequence += 1
         return self.issued_sequence
 
+    def is_complete(self, sequence: int) -> bool:
+        return True
+
     async def complete(self, sequence: int) -> None:
         """Writes are complete when issued."""
 

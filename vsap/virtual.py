@@ -345,6 +345,13 @@ class VirtualArea:
                 # Nobody ships, so nobody else trims.
                 self._queue.trim()
 
+    def is_complete(self, sequence: int) -> bool:
+        """Every write up to `sequence` is queued, in A, and received by C."""
+        remote = self._remote
+        if sequence > self._pushed:
+            return False
+        return remote is None or remote.received_sequence >= sequence or remote.unprotected
+
     async def complete(self, sequence: int) -> None:
         """Every write up to `sequence` is queued, in A, and received by C. DeviceError when C does not
         answer.

@@ -147,12 +147,6 @@ DIFFERENCES = (
         FUSE,
     ),
     Difference(
-        ("data: an empty file that is open for writing uses no block",),
-        (4096, 0),
-        "a file that is open for writing shows at least one block in use",
-        "data may wait in the page cache, and tar takes a file without blocks for one hole",
-    ),
-    Difference(
         ("xattrs: attributes that take more than a block",),
         ({"ok"}, 10),
         f"extended attributes of a file may be as many as listxattr(2) can return; one value takes up to "

@@ -44,6 +44,9 @@ class StreamDevice:
     def discard(self, offset: int, length: int) -> int:
         return self.write(offset, bytes(length))
 
+    def is_complete(self, sequence: int) -> bool:
+        return True
+
     async def complete(self, sequence: int) -> None:
         assert sequence <= len(self.stream)
 

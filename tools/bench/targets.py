@@ -1,5 +1,4 @@
-"""What is measured: mounts that are set up, used and taken down. Each ends only what it started itself.
-"""
+"""What is measured: mounts that are set up, used and taken down. Each ends only what it started itself."""
 
 import os
 import shutil

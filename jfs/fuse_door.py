@@ -1,0 +1,329 @@
+"""The door to the kernel: takes every request from /dev/fuse, answers the frequent ones in place and hands
+the others to libfuse.
+
+pyfuse3 costs more for a request than most of them need, and tells a handler neither the inode of a READ nor
+the flags of a WRITE. So the door stands before it. libfuse's descriptor is a socket; what the door does not
+answer itself goes into it, and the answers that come out go to the kernel. The first exchange is INIT, in
+which the door adds promises and takes one offer back that pyfuse3 has no word for:
+
+FUSE_DONT_MASK: this file system applies the umask: where a default ACL is inherited it does not count.
+FUSE_HANDLE_KILLPRIV_V2: this file system itself takes setuid, setgid and file capabilities away where a write
+must. Without that promise the kernel asks for the attribute security.capability before every write(2), which
+costs as much as the write; with it, it asks once and remembers.
+FUSE_ATOMIC_O_TRUNC, taken back: the kernel cuts a file by SETATTR, since it is not to say when it opens one.
+"""
+
+import errno
+import logging
+import os
+import select
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+import trio
+
+from jfs import fuse_wire as wire
+from jfs.device import Buffer
+from jfs.errors import NoSpace
+from jfs.fuse_requests import Requests, error_number
+
+log = logging.getLogger("jfs")
+
+FUSE_ATOMIC_O_TRUNC: Final = 1 << 3
+FUSE_DONT_MASK: Final = 1 << 6
+FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
+PROMISES: Final = FUSE_DONT_MASK | FUSE_HANDLE_KILLPRIV_V2
+NOT_WANTED: Final = FUSE_ATOMIC_O_TRUNC
+_INIT_IN: Final = struct.Struct("<IIII")  # major, minor, max_readahead, flags
+_INIT_FLAGS_AT: Final = wire.OUT_HEADER.size + 12  # behind major, minor and max_readahead
+_FLAGS: Final = struct.Struct("<I")
+_LARGEST_REQUEST: Final = (1 << 20) + 4096
+_INIT_SECONDS: Final = 5.0
+_TURN_SECONDS: Final = 0.001
+"""Requests are answered one after the other for this long, then others in this process have a turn."""
+_JOINED_BYTES: Final = 8192
+"""An answer up to this size is joined to its header."""
+_UNHEARD: Final = suppress(OSError)
+"""Nobody waits for the answer: the request was taken back, or the mount is gone, which reading tells."""
+_NOT_OPENED: Final = frozenset({wire.OPEN, wire.OPENDIR, wire.CREATE, wire.FLUSH})
+
+
+def offered_flags(request: bytes) -> int:
+    """The flags that the kernel offers in an INIT request; 0 if it is none."""
+    if len(request) < wire.BODY_AT + _INIT_IN.size or wire.IN_HEADER.unpack_from(request)[1] != wire.INIT:
+        return 0
+    return int(_INIT_IN.unpack_from(request, wire.BODY_AT)[3])
+
+
+def with_flags(answer: bytes, flags: int, without: int = 0) -> bytes:
+    """The answer to INIT with more flags set, others cleared; an error, or one too short to have any, as it
+    is.
+    """
+    if len(answer) < _INIT_FLAGS_AT + _FLAGS.size or wire.OUT_HEADER.unpack_from(answer)[1] != 0:
+        return answer
+    (chosen,) = _FLAGS.unpack_from(answer, _INIT_FLAGS_AT)
+    behind = _INIT_FLAGS_AT + _FLAGS.size
+    return answer[:_INIT_FLAGS_AT] + _FLAGS.pack((chosen | flags) & ~without) + answer[behind:]
+
+
+def kernel_descriptors() -> set[int]:
+    """The descriptors of this process that are connections to the kernel's FUSE."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if Path(f"/proc/self/fd/{name}").readlink() == Path("/dev/fuse"):
+                found.add(int(name))
+        except OSError:
+            continue  # closed meanwhile: the one that lists
+    return found
+
+
+class Door:
+    """One mount. `open` takes the kernel's descriptor from its owner, `close` gives it back."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        requests.stale = self._stale
+        self._descriptor = -1
+        self._kernel = -1
+        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._nursery: trio.Nursery | None = None
+
+    def open(self, descriptor: int) -> bool:
+        """Stand before the owner of `descriptor`, a fresh mount that nobody waits for yet; False if the
+        kernel does not say INIT.
+        """
+        if not select.select([descriptor], [], [], _INIT_SECONDS)[0]:
+            return False
+        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _LARGEST_REQUEST)
+        self._theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _LARGEST_REQUEST)
+        self._ours.setblocking(False)
+        self._descriptor = descriptor
+        self._kernel = os.dup(descriptor)
+        os.dup2(self._theirs.fileno(), descriptor, inheritable=False)
+        self._theirs.close()
+        os.set_blocking(self._kernel, False)
+        return True
+
+    def close(self) -> None:
+        """Give the descriptor back; from here on nobody answers."""
+        if self._kernel >= 0:
+            os.dup2(self._kernel, self._descriptor, inheritable=False)
+            os.close(self._kernel)
+            self._kernel = -1
+        self._ours.close()
+        self._theirs.close()
+
+    async def run(self, over: Callable[[], None]) -> None:
+        """Answer the kernel until it is unmounted; then call `over` and return. After `open`."""
+        init = os.read(self._kernel, _LARGEST_REQUEST)
+        promises = PROMISES & offered_flags(init)
+        await self._hand_on(init)
+        await trio.lowlevel.wait_readable(self._ours)
+        os.write(self._kernel, with_flags(self._ours.recv(_LARGEST_REQUEST), promises, NOT_WANTED))
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._pass_answers)
+            await self._take_forever()
+            over()
+            nursery.cancel_scope.cancel()
+
+    async def _take_forever(self) -> None:
+        kernel = self._kernel
+        turn = monotonic()
+        while True:
+            try:
+                request = os.read(kernel, _LARGEST_REQUEST)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(kernel)
+                turn = monotonic()
+                continue
+            except OSError as error:
+                if error.errno == errno.ENOENT:  # taken back before it was read
+                    continue
+                if error.errno != errno.ENODEV:
+                    raise
+                return
+            if not self._take(request):
+                await self._hand_on(request)
+            if monotonic() - turn > _TURN_SECONDS:
+                await trio.lowlevel.checkpoint()
+                turn = monotonic()
+
+    def _take(self, request: bytes) -> bool:
+        """Answer a request, or begin to; False if libfuse is to do it."""
+        _, opcode, unique, ino, uid, gid, _, _, _ = wire.IN_HEADER.unpack_from(request)
+        requests = self._requests
+        try:
+            if handler := requests.looks.get(opcode):
+                self._answer(unique, handler(ino, request, uid, gid))
+            elif handler := requests.changes.get(opcode):
+                self._change(unique, partial(handler, ino, request, uid, gid))
+            elif opcode == wire.WRITE:
+                self._write(unique, ino, request)
+            elif opcode == wire.FSYNC:
+                self._later(self._waited, unique, partial(requests.fsync, ino, request))
+            elif opcode == wire.FSYNCDIR:
+                self._later(self._waited, unique, requests.fs.commit)
+            elif opcode == wire.FORGET:
+                self._forget(
+                    partial(requests.forget, ino, *wire.FORGET_IN.unpack_from(request, wire.BODY_AT))
+                )
+            elif opcode == wire.BATCH_FORGET:
+                self._forget(partial(requests.forget_many, request))
+            elif opcode in _NOT_OPENED:
+                self._send(wire.refusal(unique, errno.ENOSYS))
+            else:
+                return bool(opcode == wire.INTERRUPT)  # what is asked for is done, and answered, soon
+        except Exception as error:
+            self._refuse(unique, error)
+        return True
+
+    # --- requests that change something
+
+    def _change(self, unique: int, change: Callable[[], Buffer]) -> None:
+        fs = self._requests.fs
+        if fs.read_only or not fs.may_change():
+            self._later(self._change_slowly, unique, change)
+            return
+        try:
+            body = change()
+        except NoSpace:
+            self._later(self._change_slowly, unique, change)
+            return
+        if fs.must_throttle():
+            self._later(self._throttled, unique, body)
+        else:
+            self._answer(unique, body)
+
+    async def _change_slowly(self, unique: int, change: Callable[[], Buffer]) -> None:
+        fs = self._requests.fs
+        try:
+            if not fs.read_only:
+                await fs.make_way()
+            try:
+                body = change()
+            except NoSpace:
+                # Refused before anything was changed.
+                await fs.make_room()
+                body = change()
+        except Exception as error:
+            self._refuse(unique, error)
+        else:
+            await self._throttled(unique, body)
+
+    async def _throttled(self, unique: int, body: Buffer) -> None:
+        try:
+            if not self._requests.fs.read_only:
+                with suppress(NoSpace):  # it is done; fsync says if it cannot be made durable
+                    await self._requests.fs.throttle()
+        except Exception as error:
+            self._refuse(unique, error)
+        else:
+            self._answer(unique, body)
+
+    def _write(self, unique: int, ino: int, request: bytes) -> None:
+        fs = self._requests.fs
+        try:
+            if fs.read_only or not fs.may_change():
+                raise NoSpace
+            size, sequence = self._requests.write(ino, request)
+        except NoSpace:
+            self._later(self._write_slowly, unique, ino, request)
+            return
+        if fs.must_throttle() or not fs.store.device.is_complete(sequence):
+            self._later(self._accepted, unique, size, sequence)
+        else:
+            self._answer(unique, wire.WRITE_OUT.pack(size, 0))
+
+    async def _write_slowly(self, unique: int, ino: int, request: bytes) -> None:
+        fs = self._requests.fs
+        try:
+            await fs.make_way()
+            try:
+                size, sequence = self._requests.write(ino, request)
+            except NoSpace:
+                await fs.make_room()
+                size, sequence = self._requests.write(ino, request)
+        except Exception as error:
+            self._refuse(unique, error)
+        else:
+            await self._accepted(unique, size, sequence)
+
+    async def _accepted(self, unique: int, size: int, sequence: int) -> None:
+        fs = self._requests.fs
+        try:
+            await fs.store.device.complete(sequence)
+        except Exception as error:
+            self._refuse(unique, error)
+        else:
+            await self._throttled(unique, wire.WRITE_OUT.pack(size, 0))
+
+    def _forget(self, forget: Callable[[], None]) -> None:
+        try:
+            forget()
+        except Exception as error:
+            error_number(error)  # nobody waits for an answer: what goes wrong is only logged
+        if self._requests.fs.must_throttle():
+            self._later(self._throttle)
+
+    async def _throttle(self) -> None:
+        try:
+            await self._requests.fs.throttle()
+        except Exception as error:
+            error_number(error)
+
+    async def _waited(self, unique: int, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as error:
+            self._refuse(unique, error)
+        else:
+            self._answer(unique, b"")
+
+    def _later(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(work, *arguments)
+
+    # --- answers
+
+    def _answer(self, unique: int, body: Buffer) -> None:
+        if type(body) is bytes and len(body) < _JOINED_BYTES:
+            self._send(wire.answer(unique, body))
+            return
+        header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), 0, unique)
+        with _UNHEARD:
+            os.writev(self._kernel, (header, body))
+
+    def _refuse(self, unique: int, error: Exception) -> None:
+        self._send(wire.refusal(unique, error_number(error)))
+
+    def _send(self, answer: bytes) -> None:
+        with _UNHEARD:
+            os.write(self._kernel, answer)
+
+    def _stale(self, ino: int) -> None:
+        # Whoever waits for a fsync has the file open: the kernel need not wait for us to let it go.
+        self._send(wire.invalidation(ino))
+
+    # --- libfuse
+
+    async def _hand_on(self, request: bytes) -> None:
+        while True:
+            try:
+                self._ours.send(request)
+                return
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._ours)
+
+    async def _pass_answers(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._ours)
+            with suppress(BlockingIOError):
+                self._send(self._ours.recv(_LARGEST_REQUEST))
