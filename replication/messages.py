@@ -4,17 +4,18 @@ The binary bodies are in replication/bodies.py.
 """
 
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from replication.errors import LocalProtocolError, RemoteProtocolError
 from replication.frames import NO_VOLUME, Buffer, Frame, FrameType, encode
-from replication.roles import Roles
+from replication.roles import Number, Roles
 
 MAX_JSON_BYTES: Final = 1024 * 1024
 """Largest JSON body, of HELLO, WELCOME, REFUSED, REQUEST and REPLY."""
 
+UUID_PATTERN: Final = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 PURPOSES: Final = frozenset({"sync", "async", "level", "control"})
 """Why a connection is made: the synchronous stream, sets from the writer's queue, sets that bring a returning
 site level, requests."""
@@ -42,15 +43,15 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     site: str
     purpose: str
     """One of PURPOSES."""
-    volume: str | None = None
+    volume: Annotated[str, msgspec.Meta(pattern=UUID_PATTERN)] | None = None
     """uuid in canonical form; None for control connections that concern no volume."""
-    size_bytes: int = 0
+    size_bytes: Number = 0
     roles: Roles | None = None
     incarnation: str = ""
     """Changes whenever the sender may have lost what it had not flushed."""
-    newest_sequence: int = 0
+    newest_sequence: Number = 0
     """Newest sequence the writer has issued."""
-    common_flush_sequence: int = 0
+    common_flush_sequence: Number = 0
     """The writer knows that everything up to here is on stable storage at both ends."""
     protect: bool = True
 
@@ -62,14 +63,14 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     site: str
     roles: Roles | None = None
     incarnation: str = ""
-    received_sequence: int = 0
+    received_sequence: Number = 0
     """Everything up to here is in the area (sync) or was received (async)."""
-    durable_sequence: int = 0
+    durable_sequence: Number = 0
     """Everything up to here is on stable storage."""
-    position_epoch: int = 0
-    position_sequence: int = 0
+    position_epoch: Number = 0
+    position_sequence: Number = 0
     """Position of the site's copy, (epoch, sequence)."""
-    copy_sequence: int = 0
+    copy_sequence: Number = 0
     """Not 0: a copy is not complete; the stream that came with it is here up to this sequence."""
     has_volume: bool = True
     """False: the area is new and empty, it needs an initial copy."""

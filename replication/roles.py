@@ -14,7 +14,7 @@ import datetime
 import secrets
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -36,13 +36,18 @@ class Purpose(StrEnum):
     CONTROL = "control"
 
 
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A sequence, an epoch, bytes, or nanoseconds of the Unix clock (to the year 2262), as a peer may say it."""
+Term = Annotated[str, msgspec.Meta(max_length=64)]
+
+
 class Ancestor(msgspec.Struct, frozen=True, kw_only=True):
     """An earlier epoch of the same history, as it began."""
 
-    epoch: int
+    epoch: Number
     writer: SiteName
-    term: str
-    start_sequence: int
+    term: Term
+    start_sequence: Number
 
 
 class Roles(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,14 +58,14 @@ class Roles(msgspec.Struct, frozen=True, kw_only=True):
     identity of the promotion in hexadecimal, `ancestors` are the epochs before it, oldest first.
     """
 
-    epoch: int
+    epoch: Number
     writer: SiteName
     sync_to: SiteName | None = None
     async_to: SiteName | None = None
-    start_sequence: int = 0
-    since: int = 0
-    term: str = NO_TERM
-    ancestors: tuple[Ancestor, ...] = ()
+    start_sequence: Number = 0
+    since: Number = 0
+    term: Term = NO_TERM
+    ancestors: Annotated[tuple[Ancestor, ...], msgspec.Meta(max_length=2 * MOST_ANCESTORS)] = ()
 
     @property
     def parent(self) -> str:
