@@ -35,6 +35,7 @@ BODY_FIELDS: Final[dict[FrameType, tuple[tuple[str, str], ...]]] = {
     FrameType.SET_MARKER: (("timestamp_ns", "Q"), ("leaf_bytes", "I"), ("count", "I")),
     FrameType.SET_COMMIT: (("frames", "Q"), ("bytes", "Q")),
     FrameType.POSITION: (("epoch", "Q"), ("durable", "Q"), ("applied", "Q")),
+    FrameType.SET_PACKED: (("unpacked_bytes", "I"),),
     FrameType.HASHES: (("offset", "Q"), ("length", "Q"), ("leaf_bytes", "I"), ("count", "I")),
     FrameType.DIFFER: (("count", "I"),),
     FrameType.PING: (),
@@ -67,6 +68,8 @@ FLUSH_CLEAN: Final = 1
 """Flag of FLUSH and of its FLUSHED: a good-bye, nothing follows."""
 FLUSH_SUSPEND: Final = 2
 """Flag of FLUSH and of its FLUSHED: from here on the writer goes on without this site."""
+POSITION_UNPACKS: Final = 1
+"""Flag of POSITION: its sender takes SET_PACKED frames."""
 
 
 class SetKind(StrEnum):
@@ -270,7 +273,13 @@ def encode_set_commit(volume: bytes, epoch: int, sequence: int, commit: SetCommi
 def encode_position(volume: bytes, epoch: int, position: Position) -> list[Buffer]:
     """POSITION; the header repeats the durable sequence."""
     prefix = _PREFIX[FrameType.POSITION].pack(*position)
-    return encode(FrameType.POSITION, volume, epoch, position.durable, prefix=prefix)
+    return encode(FrameType.POSITION, volume, epoch, position.durable, prefix=prefix, flags=POSITION_UNPACKS)
+
+
+def encode_packed(volume: bytes, epoch: int, unpacked_bytes: int, packed: Buffer) -> list[Buffer]:
+    """SET_PACKED: `unpacked_bytes` of frames, compressed."""
+    prefix = _PREFIX[FrameType.SET_PACKED].pack(unpacked_bytes)
+    return encode(FrameType.SET_PACKED, volume, epoch, body=packed, prefix=prefix)
 
 
 def encode_hashes(volume: bytes, epoch: int, question: int, hashes: Hashes) -> list[Buffer]:
@@ -365,6 +374,12 @@ def decode_set_commit(frame: Frame) -> SetCommit:
 def decode_position(frame: Frame) -> Position:
     """Body of POSITION."""
     return Position(*_fixed(frame, FrameType.POSITION))
+
+
+def decode_packed(frame: Frame) -> tuple[int, memoryview]:
+    """Body of SET_PACKED: the bytes of the frames in it, and the compressed data, which is not looked at."""
+    (unpacked_bytes,), rest = _split(frame, FrameType.SET_PACKED)
+    return unpacked_bytes, rest
 
 
 def decode_hashes(frame: Frame) -> Hashes:

@@ -25,6 +25,7 @@ from typing import Final, Literal
 import msgspec
 
 from jfs.memory import DEFAULT_MEMORY_BYTES, LEAST_MEMORY_BYTES
+from replication.far_link import Compression
 from replication.words import size
 
 SiteName = Literal["primary", "sync", "async"]
@@ -37,6 +38,8 @@ SMALLEST_QUEUE_LIMIT_BYTES: Final = 1 << 20
 LARGEST_QUEUE_LIMIT_BYTES: Final = 16 << 40  # the index is mapped into the address space of a process
 SMALLEST_MEMORY_BYTES: Final = LEAST_MEMORY_BYTES
 LARGEST_MEMORY_BYTES: Final = 1 << 40
+SMALLEST_FAR_LIMIT: Final = 16 << 10  # less does not carry the questions of a copy in any useful time
+LARGEST_FAR_LIMIT: Final = 1 << 40
 LONGEST_SECONDS: Final = 86400.0
 SHORTEST_SECONDS: Final = 0.05  # less than a thread may have to wait for its turn means nothing
 LARGEST_FILE_BYTES: Final = 1 << 20  # of a configuration; not every file has an end
@@ -76,6 +79,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     on_log_full: Literal["coarsen", "wait"] = "coarsen"
     silence_seconds: float = 5.0
+    far_limit_bytes_per_second: int | None = None
+    far_compression: Compression = "none"
     plain: bool = False
 
 
@@ -126,6 +131,8 @@ class _RawOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     memory_bytes: str | int = DEFAULT_MEMORY_BYTES
     on_log_full: Literal["coarsen", "wait"] = "coarsen"
     silence_seconds: float = 5.0
+    far_limit_bytes_per_second: str | int | None = None
+    far_compression: Compression = "none"
     plain: bool = False
 
 
@@ -194,6 +201,7 @@ def parse(text: str, path: Path) -> Config:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
         raise ConfigurationError(f"it is not TOML that can be read: {error}") from error
     base = path.absolute().parent
+    limit = raw.options.far_limit_bytes_per_second
     config = Config(
         path=path.absolute(),
         volume=VolumeConfig(name=raw.volume.name, size_bytes=parse_size(raw.volume.size)),
@@ -210,6 +218,8 @@ def parse(text: str, path: Path) -> Config:
             memory_bytes=parse_size(raw.options.memory_bytes),
             on_log_full=raw.options.on_log_full,
             silence_seconds=raw.options.silence_seconds,
+            far_limit_bytes_per_second=None if limit is None else parse_size(limit),
+            far_compression=raw.options.far_compression,
             plain=raw.options.plain,
         ),
     )
@@ -248,6 +258,11 @@ def check(config: Config) -> None:
         raise ConfigurationError("queue_limit_bytes must be from 1MiB to 16TiB")
     if not SMALLEST_MEMORY_BYTES <= options.memory_bytes <= LARGEST_MEMORY_BYTES:
         raise ConfigurationError("memory_bytes must be from 128MiB to 1TiB")
+    limit = options.far_limit_bytes_per_second
+    if limit is not None and not SMALLEST_FAR_LIMIT <= limit <= LARGEST_FAR_LIMIT:
+        raise ConfigurationError(
+            "far_limit_bytes_per_second must be from 16KiB to 1TiB; leave it out for no limit"
+        )
     if options.plain:
         for name, site in config.sites.items():
             if not is_loopback(site.host):

@@ -12,6 +12,7 @@ import trio
 
 from replication.config import SITE_NAMES, SiteName
 from replication.errors import PeerUnreachable, RemoteProtocolError
+from replication.far_link import FarLinkStatus
 from replication.frames import Buffer, Frame, FrameType
 from replication.messages import Reply, Request, decode_json, encode_json
 from replication.roles import Roles
@@ -154,6 +155,7 @@ class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
     level: LevelStatus | None
     faults: list[str]
     heard: HeardReport | None = None
+    far_link: FarLinkStatus | None = None
 
 
 class GetStatus(ControlRequest[SiteReport], frozen=True, kw_only=True):
@@ -462,11 +464,12 @@ async def ask(channel: ControlChannel, request: ControlRequest[ReplyT], seconds:
                 raise RemoteProtocolError(f"{channel.peer} sent {frame.type.name} instead of a reply")
             reply = decode_json(frame, Reply)
             if reply.id == number:
-                return _result(request, reply)
+                return decode_reply(request, reply)
     raise PeerUnreachable(f"{channel.peer} did not answer '{request.method}' within {seconds:g} s")
 
 
-def _result(request: ControlRequest[ReplyT], reply: Reply) -> ReplyT:
+def decode_reply(request: ControlRequest[ReplyT], reply: Reply) -> ReplyT:
+    """The result in a reply. ControlError: the site says no. RemoteProtocolError: it is no such result."""
     if reply.error is not None:
         raise ControlError(reply.error, reply.code or "refused")
     try:

@@ -39,6 +39,10 @@ WINDOW_BYTES: Final = 16 << 20
 """Entries that are coalesced at a time."""
 POLL_SECONDS: Final = 0.02
 PART_BYTES: Final = 256 << 20
+PART_SECONDS: Final = 60.0
+"""A part of an initial copy is no more than a limited link carries in this time: so much of it, and not all,
+travels again when the link breaks.
+"""
 _ZEROS: Final = bytes(READ_BYTES)
 
 
@@ -106,23 +110,6 @@ class DifferenceResult(NamedTuple):
     entries_bytes: int
 
 
-class Throttle:
-    """Keeps a copy below `bytes_per_second`, measured over what it reads; None: no limit."""
-
-    def __init__(self, bytes_per_second: float | None) -> None:
-        self._rate = bytes_per_second
-        self._free_at = 0.0
-
-    async def wait(self, size: int) -> None:
-        """Wait until `size` more bytes may be read."""
-        if self._rate is None:
-            return
-        now = trio.current_time()
-        start = max(now, self._free_at)
-        self._free_at = start + size / self._rate
-        await trio.sleep_until(start)
-
-
 async def copy_difference(
     far: FarSite,
     area: Readable,
@@ -132,7 +119,6 @@ async def copy_difference(
     since: int,
     kind: SetKind = SetKind.DIFFERENCE,
     progress: CopyProgress | None = None,
-    throttle: Throttle | None = None,
     parts: bool = False,
     timestamp_ns: int = 0,
 ) -> DifferenceResult:
@@ -143,7 +129,7 @@ async def copy_difference(
     failure leave the far site as it was.
     """
     wanted = normalise(ranges)
-    copy = _Copy(far, area, source, since, progress or CopyProgress(), throttle or Throttle(None))
+    copy = _Copy(far, area, source, since, progress or CopyProgress())
     copy.progress.ranges_bytes = total_bytes(wanted)
     if parts:
         await copy.parts(wanted, timestamp_ns)
@@ -173,7 +159,7 @@ async def copy_nearer(
     """
     wanted = normalise(ranges)
     progress.ranges_bytes = total_bytes(wanted)
-    copy = _Copy(far, area, AtRest(0), 0, progress, Throttle(None))
+    copy = _Copy(far, area, AtRest(0), 0, progress)
     await copy.parts(wanted, timestamp_ns)
     for offset, _ in wanted[:1]:
         # The answer to a question comes when everything before it is applied.
@@ -190,18 +176,16 @@ class _Copy:
         source: EntrySource,
         since: int,
         progress: CopyProgress,
-        throttle: Throttle,
     ) -> None:
         self._far = far
         self._area = area
         self._source = source
         self._since = since
         self.progress = progress
-        self._throttle = throttle
 
     async def parts(self, ranges: Sequence[Range], timestamp_ns: int) -> None:
         """Compare the ranges and send what differs, in sets that lead to no state."""
-        for group in grouped(ranges, PART_BYTES):
+        for group in grouped(ranges, self._far.link.portion(PART_SECONDS, PART_BYTES)):
             await self._far.begin(SetKind.PART, 0, timestamp_ns)
             await self.blocks(group)
             await self._far.commit(0, part=True)
@@ -226,7 +210,6 @@ class _Copy:
             raise failures[0]
 
     async def _compare(self, offset: int, length: int) -> None:
-        await self._throttle.wait(length)
         self._check_entries()
         for coarse in await self._ask(offset, length, COARSE_LEAF_BYTES):
             for start, size in pieces([coarse], QUESTION_BYTES):

@@ -4,7 +4,7 @@ Keeps what the far site reported, matches answers to questions, and writes the f
 nothing: the shipper and the difference copy do.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -12,6 +12,7 @@ import trio
 
 from replication.bodies import (
     MAX_DATA_BYTES,
+    POSITION_UNPACKS,
     Hashes,
     Marker,
     SetBegin,
@@ -28,15 +29,19 @@ from replication.bodies import (
 )
 from replication.channel import Channel
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
+from replication.far_link import FarLink
 from replication.frames import Buffer, Frame, FrameType, total_bytes
 from replication.handshake import raise_if_refused
 from replication.nursery import serving_nursery
+from replication.packing import PACKED_DATA_BYTES, Packer
 from replication.position import NOWHERE, Position
 
 ChannelFailure = PeerUnreachable | PeerRefused | RemoteProtocolError
 CHANNEL_FAILURES: Final = (PeerUnreachable, PeerRefused, RemoteProtocolError)
 LONGEST_DISCARD: Final = 1 << 30
 JOIN_BYTES: Final = 60 << 10
+FRAME_SECONDS: Final = 0.25
+"""What a limited link carries in this time goes at once."""
 
 
 class FarSite:
@@ -48,9 +53,12 @@ class FarSite:
         *,
         volume: bytes,
         epoch: int,
+        link: FarLink | None = None,
         on_report: Callable[["FarSite"], None] | None = None,
     ) -> None:
-        """`epoch` is that of our roles; `on_report` is called after every report, and on failure."""
+        """`epoch` is that of our roles; `link` limits and counts (None: no limit, as it is); `on_report` is
+        called after every report, and on failure.
+        """
         self.channel = channel
         self.epoch = epoch
         self.durable = NOWHERE
@@ -58,8 +66,12 @@ class FarSite:
         self.applied_sequence = 0
         self.tail = NOWHERE
         """The position after the last set that was sent whole: what the next one builds on."""
-        self.sent_bytes = 0
-        """Bytes of data sent in sets on this connection."""
+        self.link = link or FarLink()
+        self._packer = Packer() if self.link.compression == "zstd" else None
+        self._unpacks = False
+        most = MAX_DATA_BYTES if self._packer is None else PACKED_DATA_BYTES
+        self._frame_bytes = self.link.portion(FRAME_SECONDS, most)
+        self._join_bytes = min(JOIN_BYTES, self._frame_bytes)
         self._volume = volume
         self._on_report = on_report
         self._reports = 0
@@ -68,7 +80,7 @@ class FarSite:
         self._questions: dict[int, tuple[tuple[int, int], ...] | None] = {}
         self._last_question = 0
         self._frames = self._data_bytes = 0
-        self._joined: list[Buffer] = []
+        self._joined: list[list[Buffer]] = []
         self._joined_bytes = 0
         self._saying = trio.Lock()
 
@@ -91,6 +103,7 @@ class FarSite:
             position = decode_position(frame)
             self.durable = Position(position.epoch, position.durable)
             self.applied_sequence = position.applied
+            self._unpacks = bool(frame.flags & POSITION_UNPACKS)
             self._reports += 1
             if self._reports == 1:
                 self.tail = self.durable
@@ -136,7 +149,9 @@ class FarSite:
         number = self._last_question
         self._questions[number] = None
         try:
-            await self.channel.send(encode_hashes(self._volume, self.epoch, number, question))
+            frame = encode_hashes(self._volume, self.epoch, number, question)
+            await self.link.pace(total_bytes(frame), total_bytes(frame))
+            await self.channel.send(frame)
             while (answer := self._questions[number]) is None:
                 await self.changed()
             return answer
@@ -147,14 +162,22 @@ class FarSite:
 
     async def _say(self, frame: list[Buffer], *, last: bool = False) -> None:
         """Send a frame of a set; small ones are joined, which costs less than a record of TLS each."""
-        self._joined += frame
+        self._joined.append(frame)
         self._joined_bytes += total_bytes(frame)
-        if last or self._joined_bytes >= JOIN_BYTES:
+        if last or self._joined_bytes >= self._join_bytes:
             # Several tasks may say something in one set: the lock keeps what they say in order.
             async with self._saying:
-                buffers, self._joined, self._joined_bytes = self._joined, [], 0
-                if buffers:
-                    await self.channel.send(buffers)
+                frames, self._joined, self._joined_bytes = self._joined, [], 0
+                for group in joined(frames, self._join_bytes):
+                    await self._send(group)
+
+    async def _send(self, frames: Sequence[Buffer]) -> None:
+        """Send frames of a set, packed where the far site takes that, no faster than the link allows."""
+        size = total_bytes(frames)
+        if self._packer is not None and self._unpacks:
+            frames = self._packer.pack(self._volume, self.epoch, frames)
+        await self.link.pace(size, total_bytes(frames))
+        await self.channel.send(frames)
 
     async def begin(self, kind: SetKind, sequence: int, timestamp_ns: int) -> None:
         """Begin a set that builds on `tail`; `sequence` 0 where it is not known yet."""
@@ -167,15 +190,14 @@ class FarSite:
     ) -> None:
         """Bytes for the open set, in as many frames as they need."""
         view = memoryview(data)
-        for start in range(0, len(view), MAX_DATA_BYTES):
-            part = view[start : start + MAX_DATA_BYTES]
+        for start in range(0, len(view), self._frame_bytes):
+            part = view[start : start + self._frame_bytes]
             frame = encode_write(
                 self._volume, self.epoch, sequence, offset + start, timestamp_ns, part, FrameType.SET_DATA
             )
             await self._say(frame)
             self._frames += 1
             self._data_bytes += len(part)
-            self.sent_bytes += len(part)
 
     async def discard(self, sequence: int, offset: int, timestamp_ns: int, length: int) -> None:
         """Zeros for the open set."""
@@ -201,17 +223,32 @@ class FarSite:
         return self.tail
 
 
+def joined(frames: Sequence[Sequence[Buffer]], size: int) -> Iterator[list[Buffer]]:
+    """The frames one behind the other, cut where at least `size` bytes are together."""
+    group: list[Buffer] = []
+    group_bytes = 0
+    for frame in frames:
+        group += frame
+        group_bytes += total_bytes(frame)
+        if group_bytes >= size:
+            yield group
+            group, group_bytes = [], 0
+    if group:
+        yield group
+
+
 @asynccontextmanager
 async def open_far_site(
     channel: Channel,
     *,
     volume: bytes,
     epoch: int,
+    link: FarLink | None = None,
     on_report: Callable[[FarSite], None] | None = None,
 ) -> AsyncIterator[FarSite]:
     """Run a channel whose hello was welcomed, as a far site; it is closed at the end."""
     async with serving_nursery() as nursery:
-        far = FarSite(channel, volume=volume, epoch=epoch, on_report=on_report)
+        far = FarSite(channel, volume=volume, epoch=epoch, link=link, on_report=on_report)
         nursery.start_soon(channel.run)
         nursery.start_soon(far.run)
         try:

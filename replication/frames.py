@@ -84,6 +84,7 @@ class FrameType(IntEnum):
     SET_MARKER = 51
     SET_COMMIT = 52
     POSITION = 53
+    SET_PACKED = 54
     HASHES = 64
     DIFFER = 65
 

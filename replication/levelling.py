@@ -16,6 +16,7 @@ from replication.client import dial_site
 from replication.control import LevelStatus, Range
 from replication.difference import AtRest, CopyAborted, CopyProgress, copy_difference, copy_nearer
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
+from replication.far_link import FarLink
 from replication.far_site import open_far_site
 from replication.parts import Place
 from replication.roles import Purpose, Roles
@@ -35,8 +36,10 @@ IDLE: Final = LevelStatus(
 class Levelling:
     """One levelling at a time; `run` does it, `status` can be asked meanwhile."""
 
-    def __init__(self, place: Place, area: FileArea) -> None:
+    def __init__(self, place: Place, area: FileArea, link_to: Callable[[str], FarLink]) -> None:
+        """`link_to(site)` is the link over which a site is levelled."""
         self._place = place
+        self._link_to = link_to
         self._area = area
         self._progress = CopyProgress()
         self._target = ""
@@ -102,7 +105,9 @@ class Levelling:
     ) -> None:
         volume = self._place.volume
         channel = await dial_site(self._place, target, Purpose.LEVEL, roles, newest_sequence=sequence)
-        async with open_far_site(channel, volume=volume.uuid.bytes, epoch=roles.epoch) as far:
+        async with open_far_site(
+            channel, volume=volume.uuid.bytes, epoch=roles.epoch, link=self._link_to(target)
+        ) as far:
             await far.first_report()
             if not at_rest:
                 await copy_nearer(far, self._area, ranges, progress=self._progress)

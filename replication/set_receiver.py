@@ -27,6 +27,7 @@ from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.frames import Frame, FrameType
 from replication.handshake import refuse
 from replication.messages import RefusalCode
+from replication.packing import unpack
 from replication.position import NOWHERE, Position
 from replication.set_apply import Area, apply_frame, differing_ranges
 from replication.set_format import SET_TYPES
@@ -228,6 +229,8 @@ class SetReceiver:
                     await refuse(channel, sentence, RefusalCode.SUPERSEDED)
                     raise RemoteProtocolError(f"{channel.peer}: {sentence}")
                 await self._take(channel, frame)
+                if frame.type is FrameType.SET_PACKED:
+                    await self._room(channel)  # what a few bytes expand to is bounded, too
             await self._room(channel)
 
     def _why_not(self, frame: Frame) -> str | None:
@@ -243,18 +246,22 @@ class SetReceiver:
             await self._answer(channel, frame)
             return
         try:
-            if frame.type not in SET_TYPES:
-                raise RemoteProtocolError(f"a {frame.type.name} frame on a connection for sets")
-            checked = self._journal.check(frame)
+            for one in unpack(frame) if frame.type is FrameType.SET_PACKED else (frame,):
+                self._take_one(one)
         except RemoteProtocolError as error:
             await refuse(channel, str(error), RefusalCode.GAP)
             raise
+        self._notify()
+
+    def _take_one(self, frame: Frame) -> None:
+        if frame.type not in SET_TYPES:
+            raise RemoteProtocolError(f"a {frame.type.name} frame on a connection for sets")
+        checked = self._journal.check(frame)
         self._pending.append(checked)
         self._pending_bytes += len(frame.body)
         if checked.head is not None:
             self._checked_sets += 1
             self._unapplied_bytes += checked.head.data_bytes
-        self._notify()
 
     async def _room(self, channel: Channel) -> None:
         """Wait while too much is not written, or not applied; the waiting slows down the source."""

@@ -26,11 +26,11 @@ from replication.difference import (
     CopyProgress,
     DifferenceResult,
     EntrySource,
-    Throttle,
     copy_difference,
     send_piece,
 )
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
+from replication.far_link import FarLink
 from replication.far_site import FarSite, open_far_site
 from replication.messages import RefusalCode
 from replication.pair import Event, Pair, PairError, State
@@ -56,6 +56,10 @@ GATHER_SECONDS: Final = 0.01
 """Pause after a set that took everything there was. What comes meanwhile is sent, synced, acknowledged and
 applied as one set; set by set, a busy writer would lose its processors to its own shipping."""
 SET_BYTES: Final = 8 << 20
+SET_SECONDS: Final = 5.0
+"""A set is no more than a limited link carries in this time: what was sent of it is lost when the link
+breaks.
+"""
 IN_FLIGHT_BYTES: Final = 32 << 20
 IN_FLIGHT_SETS: Final = 256
 REFUSED_SECONDS: Final = 2.0
@@ -123,7 +127,7 @@ class Shipper:
         on_far: Callable[[Position, int], None] | None = None,
         on_pair: Callable[[Pair], None] | None = None,
         seed: int = 0,
-        copy_bytes_per_second: float | None = None,
+        link: FarLink | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """`dial` connects, says hello and returns the channel, not running yet. It raises channel errors.
@@ -147,7 +151,8 @@ class Shipper:
         self._on_pair = on_pair
         self._now_ns = now_ns
         self._backoff = Backoff(seed)
-        self._throttle = Throttle(copy_bytes_per_second)
+        self._link = link or FarLink()
+        self._set_bytes = self._link.portion(SET_SECONDS, SET_BYTES)
         self.pair = pair
         """The state of the pair, since when and why."""
         self.judgement: Judgement | None = None
@@ -232,7 +237,7 @@ class Shipper:
         try:
             channel = await self._dial()
             async with open_far_site(
-                channel, volume=self._volume, epoch=self._epoch, on_report=self._note
+                channel, volume=self._volume, epoch=self._epoch, link=self._link, on_report=self._note
             ) as far:
                 self._far = far
                 await self._converse(far)
@@ -303,7 +308,6 @@ class Shipper:
             since=since,
             kind=SetKind.RECOVERY if judgement.remedy is Remedy.LISTED else SetKind.DIFFERENCE,
             progress=self.progress,
-            throttle=self._throttle,
             parts=judgement.standing is Standing.BLANK,
             timestamp_ns=self._now_ns(),
         )
@@ -337,7 +341,7 @@ class Shipper:
             await self._send_set(far, plan)
 
     def _read(self, following: int) -> list[Entry]:
-        return self._queue.read(following, SET_BYTES)
+        return self._queue.read(following, self._set_bytes)
 
     async def _send_set(self, far: FarSite, plan: SetPlan) -> None:
         await far.begin(plan.kind, plan.last, plan.timestamp_ns)

@@ -48,6 +48,7 @@ async def report_of(site: "Site") -> SiteReport:
         level=part.levelling.status() if isinstance(part, WriterPart) else None,
         faults=_faults(part),
         heard=_heard(site),
+        far_link=part.far_link.status() if isinstance(part, WriterPart) else None,
     )
 
 

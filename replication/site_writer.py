@@ -19,6 +19,7 @@ from replication.channel import Channel
 from replication.client import dial_site
 from replication.control import CopyReport, Range
 from replication.errors import PeerRefused
+from replication.far_link import FarLink
 from replication.leftovers import mark_leftovers
 from replication.levelling import Levelling
 from replication.listing import list_allocated, list_copy
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FAR_SITE: Final = "async"
 LASTING: Final = frozenset({State.SUSPEND, State.SUSPENDING, State.SIMPLEX})
 """States that an operator asked for: they last when the daemon is started again."""
 
@@ -51,7 +53,9 @@ class WriterPart:
         self.area = area
         self.queue = site.place.open_writer_queue()
         stack.callback(self.queue.close)
-        self.levelling = Levelling(site.place, area)
+        options = site.place.config.options
+        self.far_link = FarLink(options.far_limit_bytes_per_second, options.far_compression)
+        self.levelling = Levelling(site.place, area, self._link_to)
         self.files_listed = 0
         self.bytes_listed = 0
         self.fault: str | None = None
@@ -84,7 +88,12 @@ class WriterPart:
             settle_log=site.settle_log,
             on_far=self._on_far,
             on_pair=self._on_pair,
+            link=self._link_to(self.target),
         )
+
+    def _link_to(self, target: str) -> FarLink:
+        """The link to a site: the far one where it or this site is the far site, else one without a limit."""
+        return self.far_link if FAR_SITE in (target, self._site.name) else FarLink()
 
     async def _dial(self) -> Channel:
         place = self._site.place

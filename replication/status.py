@@ -4,6 +4,7 @@ import msgspec
 
 from replication.config import Config, SiteName
 from replication.control import SiteReport
+from replication.far_link import FarLinkStatus
 from replication.pair import State
 from replication.procedures.plan import Survey
 from replication.procedures.survey import take_survey
@@ -66,7 +67,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     `writer` is that of the newest epoch any site knows; `lag_seconds` None where no reachable site knows it;
     `armed` says whether C could take over with nothing lost and bring D level at once, `armed_reason` why or
-    why not; `warnings` are sentences; `forks` are the writers of an epoch that has more than one.
+    why not; `warnings` are sentences; `forks` are the writers of an epoch that has more than one;
+    `far_link` is what the writer sent to the far site, None where it does not answer.
     """
 
     volume: str
@@ -81,6 +83,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     armed_reason: str
     warnings: list[str]
     forks: list[ForkStatus]
+    far_link: FarLinkStatus | None = None
 
 
 async def collect(config: Config) -> Status:
@@ -121,6 +124,7 @@ def snapshot(volume: str, survey: Survey, config: Config) -> Status:
             for one in survey.forks()
         ],
         sites={name: _site(survey, name, roles) for name in config.sites},
+        far_link=writer.far_link if writer is not None else None,
         armed=armed,
         armed_reason=armed_reason,
         warnings=[

@@ -51,6 +51,10 @@ protect = true
 complete = "durable"
 # What may wait for the async site; beyond it the difference is copied by comparing, file by file.
 queue_limit_bytes = "4GiB"
+# The link to the async site: "zstd" compresses what goes over it; a limit (none by default) leaves room
+# for others.
+far_compression = "none"
+# far_limit_bytes_per_second = "10MiB"
 """
 
 

@@ -22,6 +22,7 @@ from replication.frames import (
     total_bytes,
 )
 from replication.messages import Hello, Refused, Reply, Request, Welcome, decode_json, encode_json
+from replication.packing import Packer, unpack
 from replication.roles import Roles
 
 VOLUME = bytes(range(16))
@@ -39,6 +40,21 @@ def decode_all(data: bytes) -> list[Frame]:
     while (frame := decoder.next_frame()) is not None:
         frames.append(frame)
     return frames
+
+
+def packed_set() -> list[bytes | bytearray | memoryview]:
+    """A SET_PACKED frame."""
+    return list(
+        Packer().pack(
+            VOLUME,
+            3,
+            [
+                *bodies.encode_set_begin(VOLUME, 3, 9, bodies.SetBegin(3, 8, 5, bodies.SetKind.ENTRIES)),
+                *bodies.encode_write(VOLUME, 3, 9, 4096, 5, b"w" * 4096, FrameType.SET_DATA),
+                *bodies.encode_set_commit(VOLUME, 3, 9, bodies.SetCommit(1, 4096)),
+            ],
+        )
+    )
 
 
 def examples() -> list[bytes]:
@@ -74,6 +90,7 @@ def examples() -> list[bytes]:
             bodies.encode_marker(VOLUME, 3, 9, bodies.Marker(5, 65536, ranges), FrameType.SET_MARKER),
             bodies.encode_set_commit(VOLUME, 3, 9, bodies.SetCommit(3, 12288)),
             bodies.encode_position(VOLUME, 3, bodies.Position(3, 9, 8)),
+            packed_set(),
             bodies.encode_hashes(VOLUME, 3, 1, bodies.Hashes(0, 8192, 4096, digests)),
             bodies.encode_differ(VOLUME, 3, 1, bodies.Differ(ranges)),
         )
@@ -95,6 +112,7 @@ DECODERS: dict[FrameType, Callable[[Frame], object]] = {
     FrameType.SET_COMMIT: bodies.decode_set_commit,
     FrameType.POSITION: bodies.decode_position,
     FrameType.HASHES: bodies.decode_hashes,
+    FrameType.SET_PACKED: unpack,
     FrameType.DIFFER: bodies.decode_differ,
     FrameType.HELLO: lambda frame: decode_json(frame, Hello),
     FrameType.WELCOME: lambda frame: decode_json(frame, Welcome),
@@ -279,6 +297,15 @@ def test_any_body_is_decoded_or_refused(kind: FrameType, body: bytes, flags: int
         (encode(FrameType.COPY, body=bytes(16), flags=0), "block boundaries"),
         (encode(FrameType.COPY, body=bytes(17), flags=bodies.COPY_LAST), "has data"),
         (encode(FrameType.HELLO, body=b'{"version":1,"site":"a","purpose":"tea"}'), "purpose"),
+        (encode(FrameType.HELLO, body=b'{"version":1,"site":"a","purpose":"async","volume":"x"}'), "matching regex"),
+        (encode(FrameType.REFUSED, body=b'{"sentence":"","roles":{"epoch":-1,"writer":"sync"}}'), ">= 0"),
+        (
+            encode(
+                FrameType.REFUSED,
+                body=b'{"sentence":"","roles":{"epoch":1,"writer":"sync","since":18446744073709551616}}',
+            ),
+            "cannot be read",
+        ),
         (encode(FrameType.HELLO, body=b"[" * 100_000), "cannot be read"),
         (encode(FrameType.HELLO, body=b"\xff"), "cannot be read"),
     ],

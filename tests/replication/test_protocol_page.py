@@ -4,7 +4,7 @@ import re
 import struct
 from pathlib import Path
 
-from replication import bodies, local_link, messages
+from replication import bodies, local_link, messages, packing
 from replication.bodies import BODY_FIELDS, SetKind
 from replication.frames import HEADER_FIELDS, MAX_BODY_BYTES, PROTOCOL_VERSION, FrameType
 from replication.messages import PURPOSES, Hello, RefusalCode, Refused, Reply, Request, Welcome
@@ -50,11 +50,12 @@ def test_flags_kinds_and_limits() -> None:
     for _, number, name, _ in rows("| type | flag | name | meaning |"):
         assert getattr(bodies, name) == int(number)
     named = {name for _, _, name, _ in rows("| type | flag | name | meaning |")}
-    assert named == {n for n in vars(bodies) if re.match(r"(WRITE|COPY|RECEIVED|FLUSH)_", n)}
+    assert named == {n for n in vars(bodies) if re.match(r"(WRITE|COPY|RECEIVED|FLUSH|POSITION)_", n)}
     kinds = ", ".join(f"{number} {kind}" for number, kind in enumerate(SetKind))
     assert kinds in PAGE
     assert f"Protocol version: **{PROTOCOL_VERSION}**" in PAGE
-    for limit in (MAX_BODY_BYTES, messages.MAX_JSON_BYTES, local_link.MAX_LINE_BYTES):
+    limits = (MAX_BODY_BYTES, messages.MAX_JSON_BYTES, local_link.MAX_LINE_BYTES, packing.UNPACKED_BYTES_MAX)
+    for limit in limits:
         assert f"{limit} bytes" in PAGE or f"{limit}\n" in PAGE or f"\n{limit} bytes" in PAGE
 
 

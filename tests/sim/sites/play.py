@@ -74,12 +74,16 @@ def prepared() -> Iterator[Path]:
 def play(base: Path, seed: int) -> Outcome:
     """One run from one seed."""
     rng = random.Random(f"options {seed}")
-    options = {
+    options: dict[str, object] = {
         "silence_seconds": rng.choice((2.0, 5.0)),
         "protect": rng.random() < 0.75,
         "protect_timeout_seconds": rng.choice((1.0, 5.0)),
         "queue_limit_bytes": rng.choice((1 << 30, 1 << 30, 1 << 18, 1 << 16)),
     }
+    link = random.Random(f"far link {seed}")
+    options["far_compression"] = link.choice(("none", "zstd"))
+    if options["queue_limit_bytes"] == 1 << 30:  # what waits for a narrow link has to have room
+        options["far_limit_bytes_per_second"] = link.choice((None, 1 << 20, 1 << 18))
     directory = base / f"run-{seed}"
     copy_sites(base / "template", directory)
     try:
