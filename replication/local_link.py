@@ -70,6 +70,15 @@ Line = HelloLine | EligibleLine | FarLine | RequestLine | ReplyLine
 _DECODER: Final = msgspec.json.Decoder(Line)
 
 
+def decode_line(line: bytes | bytearray) -> Line:
+    """A line of daemon.sock. RemoteProtocolError: it is none."""
+    try:
+        found: Line = _DECODER.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"a line on daemon.sock that cannot be read: {error}") from error
+    return found
+
+
 class RequestFailed(Exception):
     """The mount process could not do what was asked; one sentence."""
 
@@ -121,10 +130,7 @@ class _Connection:
                 continue
             *whole, rest = self._buffer.split(b"\n")
             self._buffer = rest
-            try:
-                return [_DECODER.decode(line) for line in whole]
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise RemoteProtocolError(f"a line on daemon.sock that cannot be read: {error}") from error
+            return [decode_line(line) for line in whole]
 
     async def close(self) -> None:
         """Close the socket."""
