@@ -11,9 +11,14 @@ they make it exact, and its position is that newest entry. The three moments mus
    (The log names newly allocated blocks when they are committed: where a file system is mounted, it commits
    between 1 and 2.)
 3. The ranges are read. The newest entry after that must become eligible before the set may end (P1).
+
+Over a narrow link the queue may be outgrown meanwhile, and entries after `since` are gone. Then there is
+another *round* into the same set: a later `since`, and what was written after the one before is listed and
+read again. Each round has only what was written during the one before, so they become shorter where the link
+carries more than is written; where it does not, the copy is given up.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -23,7 +28,7 @@ from jfs.errors import DeviceError
 from replication.bodies import BLOCK_BYTES, DIGEST_BYTES, Hashes, SetKind
 from replication.far_site import CHANNEL_FAILURES, FarSite
 from replication.position import Position
-from replication.ranges import Range, normalise, pieces, total_bytes
+from replication.ranges import Covered, Range, intersect, normalise, pieces, subtract, total_bytes
 from replication.set_builder import Piece, coalesce
 from vsap.digest import Readable, digest_ranges
 from vsap.entry import Entry
@@ -43,7 +48,13 @@ PART_SECONDS: Final = 60.0
 """A part of an initial copy is no more than a limited link carries in this time: so much of it, and not all,
 travels again when the link breaks.
 """
+ROUNDS_MAX: Final = 12
 _ZEROS: Final = bytes(READ_BYTES)
+
+WrittenAfter = Callable[[int], Awaitable[tuple[int, list[Range]]]]
+"""Given the `since` of a round: that of the next one, and the ranges that name every block written after the
+former up to the latter.
+"""
 
 
 class CopyAborted(Exception):
@@ -97,6 +108,8 @@ class CopyProgress:
     """Differed, but were zeros here: nothing but their place was sent."""
     entries_bytes: int = 0
     """Sent from the queue, written during the copy (P6)."""
+    rounds: int = 0
+    """Rounds after the first that the copy needed so far."""
 
 
 class DifferenceResult(NamedTuple):
@@ -121,22 +134,24 @@ async def copy_difference(
     progress: CopyProgress | None = None,
     parts: bool = False,
     timestamp_ns: int = 0,
+    written_after: WrittenAfter | None = None,
 ) -> DifferenceResult:
     """Bring the far site to the newest position; `since` was taken before `ranges` were listed (see module).
+
+    Without `written_after` there is one round.
 
     `parts`: the far site holds no state, so the blocks may travel in several sets and need not wait in its
     journal as one. Returns when the far site has it durable. CopyAborted, DeviceError or the channel's
     failure leave the far site as it was.
     """
     wanted = normalise(ranges)
-    copy = _Copy(far, area, source, since, progress or CopyProgress())
+    copy = _Copy(far, area, source, since, progress or CopyProgress(), written_after)
     copy.progress.ranges_bytes = total_bytes(wanted)
     if parts:
         await copy.parts(wanted, timestamp_ns)
         wanted = []
     await far.begin(kind, 0, timestamp_ns)
-    await copy.blocks(wanted)
-    newest = await copy.entries()
+    newest = await copy.rounds(wanted)
     position = await far.commit(newest)
     await far.wait_durable(position)
     done = copy.progress
@@ -176,12 +191,37 @@ class _Copy:
         source: EntrySource,
         since: int,
         progress: CopyProgress,
+        written_after: WrittenAfter | None = None,
     ) -> None:
         self._far = far
         self._area = area
         self._source = source
         self._since = since
         self.progress = progress
+        self._written_after = written_after
+        self._changed = Covered()
+        """What the open set changes."""
+
+    async def rounds(self, ranges: Sequence[Range]) -> int:
+        """Into the open set: the ranges, what was written meanwhile, and the entries after that; the newest
+        entry's sequence.
+        """
+        while True:
+            # The far site compares with its area, where nothing of this set is yet: what the set has changed
+            # once is sent again without a question, also where it is as before now.
+            changed = self._changed.ranges()
+            await self.blocks(subtract(ranges, changed))
+            for again in intersect(ranges, changed):
+                await self._send(again)
+            try:
+                return await self.entries()
+            except CopyAborted:
+                if self._written_after is None or self.progress.rounds >= ROUNDS_MAX:
+                    raise
+            self.progress.rounds += 1
+            self._since, written = await self._written_after(self._since)
+            ranges = normalise(written)
+            self.progress.ranges_bytes += total_bytes(ranges)
 
     async def parts(self, ranges: Sequence[Range], timestamp_ns: int) -> None:
         """Compare the ranges and send what differs, in sets that lead to no state."""
@@ -189,6 +229,7 @@ class _Copy:
             await self._far.begin(SetKind.PART, 0, timestamp_ns)
             await self.blocks(group)
             await self._far.commit(0, part=True)
+            self._changed = Covered()
 
     async def blocks(self, ranges: Sequence[Range]) -> None:
         """Into the open set: compare the ranges and send what differs, several questions at a time."""
@@ -210,7 +251,8 @@ class _Copy:
             raise failures[0]
 
     async def _compare(self, offset: int, length: int) -> None:
-        self._check_entries()
+        if self._written_after is None:
+            self._check_entries()
         for coarse in await self._ask(offset, length, COARSE_LEAF_BYTES):
             for start, size in pieces([coarse], QUESTION_BYTES):
                 for fine in await self._ask(start, size, FINE_LEAF_BYTES):
@@ -224,6 +266,7 @@ class _Copy:
     async def _send(self, differing: Range) -> None:
         for offset, length in pieces([differing], READ_BYTES):
             data = await trio.to_thread.run_sync(self._area.read, offset, length)
+            self._changed.add(offset, length)
             for start, size, zero in zero_runs(data):
                 if zero:
                     await self._far.discard(0, offset + start, 0, size)
@@ -242,6 +285,7 @@ class _Copy:
         while following <= newest:
             window = self._window(following, newest)
             for piece in coalesce(window):
+                self._changed.add(piece.offset, piece.length)
                 await send_piece(self._far, piece)
                 self.progress.entries_bytes += piece.length if piece.data is not None else 0
             following = window[-1].sequence + 1

@@ -106,3 +106,7 @@ class Covered:
         self._starts[first:last] = [offset]
         self._ends[first:last] = [end]
         return new
+
+    def ranges(self) -> list[Range]:
+        """Everything that was added, normalised."""
+        return [(start, end - start) for start, end in zip(self._starts, self._ends, strict=True)]

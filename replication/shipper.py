@@ -292,14 +292,7 @@ class Shipper:
         """The difference copy; the order of `since`, the commit and the listing is the one it demands."""
         self.progress = CopyProgress()
         self.copying = True
-        try:
-            if self._settle_log is not None:
-                await self._settle_log()
-            ranges = await self._ranges_for(judgement.remedy, far.durable)
-        except CorruptionError as error:
-            raise DeviceError(errno.EIO, f"what to copy cannot be listed: {error.sentence}") from error
-        except ControlError as error:
-            raise DeviceError(errno.EIO, f"the log here cannot be settled: {error.sentence}") from error
+        ranges = await self._list(judgement.remedy, far.durable)
         self.last_copy = await copy_difference(
             far,
             self._area,
@@ -310,8 +303,24 @@ class Shipper:
             progress=self.progress,
             parts=judgement.standing is Standing.BLANK,
             timestamp_ns=self._now_ns(),
+            written_after=self._written_after,
         )
         self.copying = False
+
+    async def _list(self, remedy: Remedy, after: Position) -> list[Range]:
+        try:
+            if self._settle_log is not None:
+                await self._settle_log()
+            return await self._ranges_for(remedy, after)
+        except CorruptionError as error:
+            raise DeviceError(errno.EIO, f"what to copy cannot be listed: {error.sentence}") from error
+        except ControlError as error:
+            raise DeviceError(errno.EIO, f"the log here cannot be settled: {error.sentence}") from error
+
+    async def _written_after(self, since: int) -> tuple[int, list[Range]]:
+        """For another round of a difference copy."""
+        following = self._queue.state().eligible_sequence
+        return following, await self._list(Remedy.LISTED, Position(self._epoch, since))
 
     async def _ship(self, far: FarSite) -> None:
         while self.pair.state not in STOPPED_STATES:

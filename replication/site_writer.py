@@ -123,7 +123,8 @@ class WriterPart:
             if self.queue.state().next_sequence == 1:
                 return []  # No file system was made yet: both areas are as empty as they were made.
             raise DeviceError(errno.EIO, f"the metadata log cannot be read: {error}") from error
-        self.files_listed, self.bytes_listed = len(listing.files), total_bytes(ranges)
+        if self.shipper is None or not self.shipper.progress.rounds:
+            self.files_listed, self.bytes_listed = len(listing.files), total_bytes(ranges)
         self.fault = listing.fault
         if listing.fault is not None:
             log.error("site %s: %s", self._site.place.site, listing.fault)

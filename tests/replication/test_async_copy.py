@@ -13,6 +13,7 @@ import trio.lowlevel
 
 from jfs.errors import CorruptionError, DeviceError
 from replication.channel import Channel
+from replication.difference import ROUNDS_MAX
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.pair import Kind, Pair, State
 from replication.position import EpochStart, Position, Remedy, Standing
@@ -289,6 +290,47 @@ async def test_a_copy_is_exact_while_the_application_writes(seed: int) -> None:
         await level(shipper, writer)
         assert target.area.content == writer.states[writer.newest]
     assert shipper.last_copy.position.sequence > 60
+
+
+@pytest.mark.parametrize("outgrown", [1, 3, ROUNDS_MAX + 2])
+async def test_a_queue_outgrown_during_a_copy_costs_another_round_and_not_the_copy(
+    outgrown: int, seed: int
+) -> None:
+    """Where the application writes more than the link carries the copy is given up, and the pair says so."""
+    chance = random.Random(seed)
+    writer, target = Writer(chance), Target(chance, Position(1, 0))
+    for _ in range(40):
+        writer.write()
+    writer.acknowledge()
+    writer.queue.drop(40)
+    left = outgrown
+    aborted: list[str] = []
+    async with following(writer, target) as (shipper, receiver, _link):
+        listed = shipper._ranges_for
+
+        async def list_and_outgrow(remedy: Remedy, far: Position) -> list[Range]:
+            """The moment after a listing, when everything that is written is in the entries only."""
+            nonlocal left
+            ranges = await listed(remedy, far)
+            if left:
+                left -= 1
+                for _ in range(5):
+                    writer.write()
+                writer.acknowledge()
+                writer.queue.drop(writer.newest - chance.randrange(3))
+            elif outgrown > ROUNDS_MAX and not aborted and "left the queue" in shipper.pair.reason:
+                aborted.append(shipper.pair.reason)
+            return ranges
+
+        shipper._ranges_for = list_and_outgrow
+        await level(shipper, writer)
+        assert not left
+        assert bool(aborted) is (outgrown > ROUNDS_MAX)
+        assert shipper.last_copy is not None
+        if outgrown <= ROUNDS_MAX:
+            assert shipper.progress.rounds == outgrown
+            assert receiver.applied == shipper.last_copy.position
+        assert target.area.content == writer.states[writer.newest]
 
 
 async def test_a_far_site_that_is_ahead_is_compared_whole(seed: int) -> None:

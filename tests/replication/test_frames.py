@@ -297,7 +297,10 @@ def test_any_body_is_decoded_or_refused(kind: FrameType, body: bytes, flags: int
         (encode(FrameType.COPY, body=bytes(16), flags=0), "block boundaries"),
         (encode(FrameType.COPY, body=bytes(17), flags=bodies.COPY_LAST), "has data"),
         (encode(FrameType.HELLO, body=b'{"version":1,"site":"a","purpose":"tea"}'), "purpose"),
-        (encode(FrameType.HELLO, body=b'{"version":1,"site":"a","purpose":"async","volume":"x"}'), "matching regex"),
+        (
+            encode(FrameType.HELLO, body=b'{"version":1,"site":"a","purpose":"async","volume":"x"}'),
+            "matching regex",
+        ),
         (encode(FrameType.REFUSED, body=b'{"sentence":"","roles":{"epoch":-1,"writer":"sync"}}'), ">= 0"),
         (
             encode(

@@ -82,8 +82,9 @@ def play(base: Path, seed: int) -> Outcome:
     }
     link = random.Random(f"far link {seed}")
     options["far_compression"] = link.choice(("none", "zstd"))
-    if options["queue_limit_bytes"] == 1 << 30:  # what waits for a narrow link has to have room
-        options["far_limit_bytes_per_second"] = link.choice((None, 1 << 20, 1 << 18))
+    # A link that carries less than is written needs room in the queue, or the pair is never level.
+    least = 18 if options["queue_limit_bytes"] == 1 << 30 else 21
+    options["far_limit_bytes_per_second"] = link.choice((None, 1 << 21, 1 << least))
     directory = base / f"run-{seed}"
     copy_sites(base / "template", directory)
     try:
