@@ -376,17 +376,17 @@ def _make_copy(writer: Writer, area: FileArea) -> FencedCopy:
         doubted=place.state.doubted(peer),
         told=place.state.told,
         on_told=lambda told: place.state.set_told(roles.epoch, told),
-        pair=_pair_on_record(place, peer, roles.since),
+        pair=_pair_on_record(place, peer, roles.epoch),
         on_pair=on_pair,
         on_superseded=writer.learn,
     )
 
 
-def _pair_on_record(place: Place, peer: str, since: int) -> Pair | None:
+def _pair_on_record(place: Place, peer: str, epoch: int) -> Pair | None:
     """The state of the pair as an earlier mount left it; what an operator asked for lasts for the epoch."""
     for record in place.state.pairs():
         if (record.kind, record.source, record.target) == ("sync", place.site, peer):
-            if record.state in {State.SUSPEND, State.SIMPLEX} and record.since < since:
+            if record.state in {State.SUSPEND, State.SIMPLEX} and record.epoch != epoch:
                 return None  # it was asked for in an earlier epoch; the sites were brought level since
             return Pair(Kind.SYNC, State(record.state), record.since, record.reason)
     return None

@@ -73,7 +73,7 @@ class WriterPart:
         reason = f"site {self.target} has not answered in epoch {roles.epoch} yet"
         pair = Pair(Kind.ASYNC, State.DUPLEX_PENDING, roles.since, reason)
         for known in place.state.pairs():
-            suspended = known.state in LASTING and known.since >= roles.since
+            suspended = known.state in LASTING and known.epoch == roles.epoch
             if suspended and (known.kind, known.source, known.target) == ("async", place.site, self.target):
                 pair = Pair(Kind.ASYNC, State(known.state), known.since, known.reason)
         return Shipper(

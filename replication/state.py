@@ -75,7 +75,10 @@ class VolumeIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PairRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of one pair as this end knows it, since when (Unix ns) and why."""
+    """The state of one pair as this end knows it, since when (Unix ns), why, and in which epoch.
+
+    Whether a record is of the present is told by its epoch: a clock may have been put right since.
+    """
 
     kind: PairKind
     source: SiteName
@@ -83,6 +86,7 @@ class PairRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     since: int
     reason: str
+    epoch: int = 0
 
 
 class PairEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -300,12 +304,16 @@ class SiteState:
     ) -> PairRecord:
         """Record a pair's state; the time changes only when the state does, and that is kept as an event."""
         key = PREFIX_PAIR + f"{kind}/{source}/{target}".encode()
-        old = self._get(key, PairRecord)
-        if old is not None and (old.state, old.reason) == (state, reason):
+        old, roles = self._get(key, PairRecord), self.roles
+        epoch = roles.epoch if roles is not None else 0
+        if old is not None and (old.state, old.reason, old.epoch) == (state, reason, epoch):
             return old
         before = old.state if old is not None else ""
-        since = old.since if old is not None and old.state == state else self._now_ns()
-        record = PairRecord(kind=kind, source=source, target=target, state=state, since=since, reason=reason)
+        stays = old is not None and (old.state, old.epoch) == (state, epoch)
+        since = old.since if old is not None and stays else self._now_ns()
+        record = PairRecord(
+            kind=kind, source=source, target=target, state=state, since=since, reason=reason, epoch=epoch
+        )
         if before == state:
             self._put(key, record)
             return record

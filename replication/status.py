@@ -146,7 +146,7 @@ def _pairs(survey: Survey, roles: Roles | None, writer: SiteReport | None) -> li
         known = [
             one
             for one in (writer.pairs if writer is not None else [])
-            if (one.kind, one.source, one.target) == (kind, roles.writer, target) and one.since >= roles.since
+            if (one.kind, one.source, one.target) == (kind, roles.writer, target) and one.epoch == roles.epoch
         ]
         if known:
             state, since, reason = known[0].state, known[0].since, known[0].reason
@@ -177,7 +177,7 @@ def _without_writer(survey: Survey, roles: Roles, target: SiteName) -> tuple[str
     own = [
         one
         for one in (report.pairs if report is not None else [])
-        if one.target == target and one.since >= roles.since and one.state in {State.SUSPEND, State.SIMPLEX}
+        if one.target == target and one.epoch == roles.epoch and one.state in {State.SUSPEND, State.SIMPLEX}
     ]
     if own:
         return own[0].state, own[0].since, f"{own[0].reason}, as site {target} has it on record; {silent}"

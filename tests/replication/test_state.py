@@ -84,6 +84,19 @@ def test_a_pair_keeps_its_time_while_its_state_stays(tmp_path: Path) -> None:
         assert changed.since > 10
 
 
+def test_a_record_is_of_its_epoch_whatever_the_clock_says(tmp_path: Path) -> None:
+    """The clock was an hour ahead when the pair was suspended in epoch 1, and is behind that of epoch 2."""
+    clock = [7200 * 10**9]
+    with SiteState(tmp_path, now_ns=lambda: clock[0]) as state:
+        state.create(IDENTITY, NORMAL)
+        assert state.set_pair("async", "primary", "async", "Suspend", "asked").epoch == 1
+        assert state.adopt(AT_SYNC)
+        assert state.pairs()[0].epoch == 1
+        clock[0] = 1
+        renewed = state.set_pair("async", "primary", "async", "Suspend", "asked")
+        assert (renewed.epoch, renewed.since) == (2, 1)
+
+
 def test_a_new_volume_forgets_the_old_one(tmp_path: Path) -> None:
     with SiteState(tmp_path) as state:
         state.create(IDENTITY, BACK)

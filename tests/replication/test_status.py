@@ -21,7 +21,13 @@ SINCE = 1_000_000_000_000_000_000
 ROLES = first_roles(SINCE)
 AN_HOUR_LATER = SINCE + 3600 * 10**9
 DUPLEX = PairRecord(
-    kind="sync", source="primary", target="sync", state="Duplex", since=AN_HOUR_LATER, reason="in step"
+    kind="sync",
+    source="primary",
+    target="sync",
+    state="Duplex",
+    since=AN_HOUR_LATER,
+    reason="in step",
+    epoch=1,
 )
 
 
@@ -54,6 +60,19 @@ def test_what_an_end_heard_in_another_epoch_says_nothing_of_this_one(tmp_path: P
         unknown = told(tmp_path / str(heard is None), heard)
         assert pair(unknown, "sync").state == "Failure-Suspend"
         assert "when that began is not known" in pair(unknown, "sync").reason
+
+
+def test_a_writer_whose_clock_is_behind_is_believed(tmp_path: Path) -> None:
+    """Its clock was put back by an hour, then an operator suspended the pair: that is of this epoch."""
+    before = SINCE - 3600 * 10**9
+    suspended = msgspec.structs.replace(DUPLEX, kind="async", target="async", state="Suspend", since=before)
+    status = snapshot("home", survey(ROLES, "primary", "sync", pairs=[suspended]), make_config(tmp_path))
+    assert pair(status, "async").state == "Suspend"
+    other = msgspec.structs.replace(suspended, since=AN_HOUR_LATER, epoch=7)
+    status = snapshot(
+        "home", survey(ROLES, "primary", "sync", pairs=[other]), make_config(tmp_path / "other")
+    )
+    assert pair(status, "async").state == "Duplex-Pending"
 
 
 def test_without_a_mount_the_pair_is_what_the_last_one_left(tmp_path: Path) -> None:
