@@ -43,7 +43,9 @@ class Event(StrEnum):
     PEER_EMPTY = "peer-empty"
     """The secondary answered that it holds nothing (any more)."""
     PEER_BEHIND = "peer-behind"
-    """The secondary answered; it lacks writes, which are sent again or copied."""
+    """The secondary answered; it lacks writes, which are sent again or copied. An async one also when the
+    queue outgrew its limit: what is on its way is taken, what left the queue is copied, nobody is asked.
+    """
     IN_STEP = "in-step"
     """The secondary confirmed that it has everything: the copy is complete."""
     UNREACHABLE = "unreachable"
@@ -51,7 +53,7 @@ class Event(StrEnum):
     REFUSED = "refused"
     """The secondary refuses this side; only an operator, or new roles, change that."""
     SUSPEND = "suspend"
-    """An operator suspends the pair, or an async pair's queue outgrows its limit."""
+    """An operator suspends the pair."""
     DRAINED = "drained"
     """A suspending pair has sent what could be sent."""
     RESYNC = "resync"

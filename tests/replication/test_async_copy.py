@@ -12,6 +12,7 @@ import trio
 import trio.lowlevel
 
 from jfs.errors import CorruptionError, DeviceError
+from replication import difference
 from replication.channel import Channel
 from replication.difference import ROUNDS_MAX
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
@@ -265,6 +266,50 @@ async def test_a_new_far_site_gets_an_initial_copy_without_zeros(seed: int) -> N
         assert shipper.last_copy.copied_bytes == used * BLOCK < SIZE
         assert receiver.durable == Position(1, 4)
         assert target.area.content == writer.states[4]
+
+
+@pytest.mark.parametrize("dies", ["far site", "writer", "connection"])
+async def test_an_initial_copy_goes_on_where_it_was_broken_off(
+    dies: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the far site had received whole does not travel again, whichever end died."""
+    monkeypatch.setattr(difference, "PART_BYTES", 2 * BLOCK)
+    monkeypatch.setattr(difference, "QUESTIONS_AT_ONCE", 1)
+    chance = random.Random(seed)
+    writer, target = Writer(chance), Target(chance)
+    while sum(any(writer.states[-1][at : at + BLOCK]) for at in range(0, SIZE, BLOCK)) < BLOCKS - 8:
+        writer.write()
+    writer.acknowledge()
+    writer.queue.drop(writer.newest)
+    read = writer.area.read
+
+    def half(offset: int, length: int, /) -> bytes:
+        if offset > SIZE // 2:
+            raise DeviceError(5, "the first half is enough")
+        return read(offset, length)
+
+    monkeypatch.setattr(writer.area, "read", half)
+    async with following(writer, target) as (shipper, receiver, link):
+        await until(lambda: shipper.pair.state is State.FAILURE_SUSPEND)
+        await receiver.settle()
+        first = shipper.progress.copied_bytes
+        missing = blocks_that_differ(target.area.content, writer.states[-1])
+        assert 0 < len(missing) < BLOCKS - 8
+        if dies == "connection":
+            monkeypatch.setattr(writer.area, "read", read)
+            await level(shipper, writer)
+            assert link.channel is not None
+            second = shipper.progress.copied_bytes
+    if dies != "connection":
+        monkeypatch.setattr(writer.area, "read", read)
+        target.revive(power_cut=dies == "far site")
+        missing = blocks_that_differ(target.area.content, writer.states[-1])
+        async with following(writer, target) as (shipper, receiver, link):
+            await level(shipper, writer)
+            second = shipper.progress.copied_bytes
+    assert first > 0
+    assert second <= len(missing) * BLOCK
+    assert target.area.content == writer.states[-1]
 
 
 async def test_a_copy_is_exact_while_the_application_writes(seed: int) -> None:
