@@ -54,6 +54,8 @@ def tell(output: Output, snapshot: Status, path: Path) -> None:
     writer = snapshot.writer or "unknown"
     output.say(f"volume {snapshot.volume}  writer {writer}  epoch {known(snapshot.epoch)}  ({path})")
     output.say(waiting(snapshot))
+    if sentence := far_link(snapshot):
+        output.say(sentence)
     state = "yes" if snapshot.armed else "no"
     output.say(f"armed for a take-over at the sync site: {state}, {snapshot.armed_reason}")
     output.table(
@@ -94,6 +96,18 @@ def waiting(snapshot: Status) -> str:
             f"{size(snapshot.log.bytes)} of {size(snapshot.log.capacity_bytes)}"
         )
     return text
+
+
+def far_link(snapshot: Status) -> str:
+    """One line where the link to the far site is limited or compressed; nothing otherwise."""
+    link = snapshot.far_link
+    if link is None or (link.limit_bytes_per_second is None and link.compression == "none"):
+        return ""
+    limit = link.limit_bytes_per_second
+    text = f"far link: {size(link.wire_bytes)} sent"
+    if link.compression != "none":
+        text += f" for {size(link.raw_bytes)} ({link.compression})"
+    return text + (f", at most {size(limit)} a second" if limit is not None else "")
 
 
 def known(value: int | None) -> str:
