@@ -29,8 +29,10 @@ from jfs.device import Buffer
 from jfs.errors import CorruptionError, DeviceError, FileSystemError
 from jfs.fileio import privileges_cleared
 from jfs.filesystem import FileSystem, Node, Owner
+from jfs.quiet_log import QuietLog
 
 log = logging.getLogger("jfs")
+faults = QuietLog(log)
 
 WRITES_AHEAD: Final = (
     8  # answered to the kernel and not yet complete: it keeps no more than this before the device
@@ -50,9 +52,9 @@ def error_number(error: Exception) -> int:
         case FileSystemError():
             return error.errno
         case DeviceError():
-            log.error("the device refuses: %s", error.sentence)
+            faults.error(f"the device refuses: {error.sentence}")
         case CorruptionError():
-            log.error("the volume is damaged: %s; unmount it and run fsck", error.sentence)
+            faults.error(f"the volume is damaged: {error.sentence}; unmount it and run fsck")
         case _:
             log.error("a request failed for an unknown reason", exc_info=error)
     return errno.EIO
