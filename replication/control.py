@@ -167,7 +167,7 @@ class GetStatus(ControlRequest[SiteReport], frozen=True, kw_only=True):
 
 class CreateVolume(ControlRequest[Done], frozen=True, kw_only=True):
     """Make the volume at this site: an empty area, the given roles. Refused over another volume without
-    force.
+    force. `blank`: others have it already, and this area holds no state of it.
     """
 
     method = "create_volume"
@@ -178,6 +178,7 @@ class CreateVolume(ControlRequest[Done], frozen=True, kw_only=True):
     size_bytes: int
     roles: Roles
     force: bool = False
+    blank: bool = False
 
 
 class PromoteReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -149,9 +149,14 @@ class Place(msgspec.Struct, frozen=True):
 
 
 def previous_part(state: SiteState, site: str) -> str:
-    """The part this site played in the epoch before the newest one it knows; "new" if there was none."""
+    """The part this site played in the epoch before the newest one it knows; "new" if there was none.
+
+    A site that was made in the middle of an epoch, with an empty area, was away: it holds no state.
+    """
     history = state.history()
-    return role_of(history[-2], site) if len(history) > 1 else "new"
+    if len(history) > 1:
+        return role_of(history[-2], site)
+    return "away" if state.began_blank else "new"
 
 
 def missed_an_epoch(state: SiteState) -> bool:
@@ -225,7 +230,10 @@ def _prepare_sync(place: Place, roles: Roles, before: str) -> None:
         return
     level = before in {"writer", "new"} or _levelled_at(place, roles)
     with place.open_record() as record:
-        record.reset(roles.epoch, roles.start_sequence, has_volume=level)
+        if level:
+            record.reset(roles.epoch, roles.start_sequence)
+        else:
+            record.reset(0, 0, has_volume=False)  # no state of any stream: everything is to be copied
         if level and place.config.options.protect:
             # No writer of this epoch was here yet, and under protection none acknowledges anything without
             # us.

@@ -25,7 +25,6 @@ from replication.connections import Listener, listen
 from replication.control import ControlError, Range
 from replication.pair_end import PairEnd
 from replication.parts import KnownPositions, Place, SitePaths, prepare
-from replication.position import NOWHERE
 from replication.procedures.survey import take_survey
 from replication.roles import Roles, others, should_adopt, superseded_sentence
 from replication.set_journal import JournalError
@@ -231,13 +230,10 @@ class Site:
         """A new volume here, nothing of an older one stays; `blank`: the area is no state of the stream."""
 
         def make() -> None:
-            self.state.create(identity, roles)
+            self.state.create(identity, roles, blank=blank)
             remove_parts(self.place.paths)
             self.place.make_area()
             prepare(self.place)
-            if blank:
-                with self.place.open_journal() as journal:
-                    journal.reset(NOWHERE)
 
         async with self.without_part():
             await trio.to_thread.run_sync(make)

@@ -122,7 +122,7 @@ class Control:
             )
         if site.link.connected or is_being_written(site.place.paths.writer_lock):
             raise ControlError(f"the volume is mounted at site {site.name}; unmount it first", "mounted")
-        await site.create(identity, request.roles, blank=False)
+        await site.create(identity, request.roles, blank=request.blank)
         return Done()
 
     async def _promote(self, request: Promote) -> PromoteReply:

@@ -50,9 +50,11 @@ async def _take_volume(site: "Site", channel: Channel, hello: Hello) -> str | No
     The sentence that says why it cannot take this one, None otherwise.
     """
     roles = hello.roles
-    named = roles is not None and roles.writer == hello.site and roles.async_to == site.name
+    if roles is None or hello.volume is None or roles.writer != hello.site:
+        return None
+    followers = {Purpose.SYNC: roles.sync_to, Purpose.ASYNC: roles.async_to}
     known = channel.peer_site == hello.site or site.config.options.plain
-    if not (known and named and hello.purpose == Purpose.ASYNC) or roles is None or hello.volume is None:
+    if not known or followers.get(Purpose(hello.purpose)) != site.name:
         return None
     own_bytes = site.config.volume.size_bytes
     if hello.size_bytes != own_bytes:

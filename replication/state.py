@@ -35,6 +35,7 @@ KEY_TOLD: Final = b"told"
 KEY_PREPARED: Final = b"prepared"
 KEY_INCARNATION: Final = b"incarnation"
 KEY_HELD: Final = b"held"
+KEY_BLANK: Final = b"blank"
 PREFIX_HISTORY: Final = b"history/"
 PREFIX_PAIR: Final = b"pair/"
 PREFIX_DOUBT: Final = b"doubt/"
@@ -51,6 +52,7 @@ KEYS: Final = frozenset(
         KEY_PREPARED,
         KEY_INCARNATION,
         KEY_HELD,
+        KEY_BLANK,
     }
 )
 PREFIXES: Final = (PREFIX_HISTORY, PREFIX_PAIR, PREFIX_DOUBT, PREFIX_EVENT)
@@ -263,14 +265,20 @@ class SiteState:
         """The roles of the newest epoch this site knows, or None before mkfs."""
         return self._get(KEY_ROLES, Roles)
 
-    def create(self, identity: VolumeIdentity, roles: Roles) -> None:
-        """Begin a new volume: forget whatever volume was here."""
+    def create(self, identity: VolumeIdentity, roles: Roles, *, blank: bool = False) -> None:
+        """Begin a new volume: forget whatever volume was here. `blank`: the epoch has begun elsewhere."""
         with self._environment.begin() as transaction:
             keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
         # In one transaction: where the host refuses it, the site still has what it had.
         fresh: dict[bytes, object] = dict.fromkeys(keys)
         fresh |= {KEY_FORMAT: FORMAT_VERSION, KEY_IDENTITY: identity, KEY_ROLES: roles}
+        fresh |= {KEY_BLANK: True} if blank else {}
         self._put_all(fresh | {_history_key(roles.epoch): _bare(roles)})
+
+    @property
+    def began_blank(self) -> bool:
+        """Whether the volume was there already when this site was made."""
+        return bool(self._get(KEY_BLANK, bool))
 
     def adopt(self, roles: Roles) -> bool:
         """Take over `roles` if their epoch is higher than the own one; whether they were taken over."""

@@ -44,6 +44,8 @@ Dial = Callable[[], Awaitable[Channel]]
 """Connects to the secondary; raises PeerUnreachable or PeerRefused."""
 _TICKS: Final = 8
 """Looks of the watchdog in one protect_timeout."""
+_LONGEST_PAUSE_SECONDS: Final = 1.0
+"""Between attempts to connect: every write waits for this peer, and not longer than protect_timeout."""
 _FAILURES: Final = (PeerUnreachable, PeerRefused, RemoteProtocolError, DeviceError, CorruptionError)
 
 
@@ -87,6 +89,7 @@ class SyncCopy(SyncLedger):
         state on record, `on_pair` is told every change of it. `on_superseded` is told the newer roles when
         the secondary has them.
         """
+        self._promised = pair is not None and pair.state not in (State.SIMPLEX, State.INITIAL_COPYING)
         super().__init__(peer, protect=protect, told=told, on_told=on_told, pair=pair, on_pair=on_pair)
         self.roles = roles
         self._dial = dial
@@ -100,7 +103,7 @@ class SyncCopy(SyncLedger):
         self._protect_timeout = protect_timeout_seconds
         self._on_superseded = on_superseded
         self._incarnation = str(uuid4())
-        self._backoff = Backoff(seed)
+        self._backoff = Backoff(seed, longest_seconds=_LONGEST_PAUSE_SECONDS)
         self._newest = queue.next_sequence - 1
         self._flush_wanted = 0
         self._flush_sent = 0
@@ -217,6 +220,7 @@ class SyncCopy(SyncLedger):
         """End a suspension, or create a deleted pair again: what the secondary missed is sent or copied."""
         if self._suspended:
             self._suspended = False
+            self._promised = self._promised and self._pair.state is not State.SIMPLEX
             self._event(Event.CREATE if self._pair.state is State.SIMPLEX else Event.RESYNC, reason)
             self._out_since = trio.current_time()
             self._attention.set()
@@ -356,8 +360,9 @@ class SyncCopy(SyncLedger):
         """Plan a copy: the ranges that may differ, or a comparison of everything in use."""
         self._force_copy = False
         self._in_step = False
-        # Epoch 0: no copy to it was ever complete, so that nothing was ever promised on its account.
-        self._initial = not welcome.has_volume or welcome.position_epoch == 0
+        # Epoch 0: no copy to it was ever complete. Where none was promised either, nobody waits for this one;
+        # a site that had everything and comes back empty has lost its disk, and protection holds.
+        self._initial = (not welcome.has_volume or welcome.position_epoch == 0) and not self._promised
         if not welcome.has_volume:
             resync = Resync(welcome.incarnation, copy=self._allocated(), initial=True)
             self._event(Event.PEER_EMPTY, f"site {self.peer} is empty, everything in use is copied")
@@ -422,7 +427,7 @@ class SyncCopy(SyncLedger):
     def _now_in_step(self, stream: SyncStream, sequence: int) -> None:
         stream.resync = self._resync = None
         self._durable = max(self._durable, sequence)
-        self._in_step = True
+        self._in_step = self._promised = True
         self._initial = False
         self._doubted = False
         self._repaired = True

@@ -24,11 +24,14 @@ class Remedy(StrEnum):
 
 
 def on_our_history(welcome: Welcome, roles: Roles) -> bool:
-    """Whether the secondary holds a state of this writer's stream: of its epoch, or of where that began."""
-    return (
-        not welcome.has_volume
-        or welcome.position_epoch == roles.epoch
-        or (welcome.position_epoch < roles.epoch and welcome.position_sequence == roles.start_sequence)
+    """Whether the secondary holds a state of this writer's stream: of its epoch, or of where that began.
+
+    One that holds nothing does so only where the stream itself begins with nothing.
+    """
+    if not welcome.has_volume:
+        return welcome.received_sequence == roles.start_sequence == 0
+    return welcome.position_epoch == roles.epoch or (
+        welcome.position_epoch < roles.epoch and welcome.position_sequence == roles.start_sequence
     )
 
 

@@ -11,6 +11,7 @@ import trio
 from replication.config import Config, SiteName
 from replication.control import (
     Adopt,
+    CreateVolume,
     Drain,
     FinishMount,
     GetLevel,
@@ -70,6 +71,7 @@ class Return:
     async def _keep(self) -> None:
         notes: list[str] = []
         for site in self._plan.targets:
+            await self._make_anew(site)
             await demand(self._config, site, Adopt(roles=self._roles))
             request = ReportRanges(epoch=self._roles.epoch, after_sequence=self._roles.start_sequence)
             found = await demand(self._config, site, request, 600.0)
@@ -77,6 +79,20 @@ class Return:
             kept = "nothing" if found.quarantine is None else size(found.quarantined_bytes)
             notes.append(f"site {site}: {kept} of its own to keep ({found.reason})")
         self._progress.note("; ".join(notes))
+
+    async def _make_anew(self, site: SiteName) -> None:
+        """A site whose disk was replaced holds nothing: it is made with an empty area, and levelled whole."""
+        volume = self._survey.reports[self._roles.writer].volume
+        if volume is None or self._survey.reports[site].volume is not None:
+            return
+        request = CreateVolume(
+            uuid=volume.uuid,
+            name=volume.name,
+            size_bytes=volume.size_bytes,
+            roles=self._roles,
+            blank=True,
+        )
+        await demand(self._config, site, request)
 
     async def _level_all(self, step: str) -> None:
         for site in self._plan.targets:

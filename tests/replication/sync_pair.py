@@ -136,6 +136,7 @@ class Writer:
         protect: bool = True,
         protect_timeout_seconds: float = 10.0,
         roles: Roles = ROLES,
+        pair: Pair | None = None,
     ) -> SyncCopy:
         self.copy = SyncCopy(
             dial,  # type: ignore[arg-type]
@@ -150,6 +151,7 @@ class Writer:
             common_flush=lambda: self.common_flush,
             protect=protect,
             protect_timeout_seconds=protect_timeout_seconds,
+            pair=pair,
             on_pair=self.pairs.append,
             on_superseded=self.superseded.append,
             on_told=self.told.append,

@@ -6,6 +6,7 @@ from uuid import UUID
 import lmdb
 import pytest
 
+from replication.parts import previous_part
 from replication.roles import after_failback, first_roles
 from replication.state import LevelRecord, SiteState, StateError, TakeOverRecord, VolumeIdentity, sealed
 from tests.replication.roles_made import after_take_over_at_sync
@@ -37,6 +38,18 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         assert state.epoch_starts() == [(1, 0), (2, 100)]
         state.set_level(None)
         assert state.level is None
+
+
+def test_that_it_was_made_with_nothing_is_remembered(tmp_path: Path) -> None:
+    with SiteState(tmp_path) as state:
+        state.create(IDENTITY, NORMAL)
+        assert not state.began_blank
+        state.create(IDENTITY, NORMAL, blank=True)
+    with SiteState(tmp_path) as state:
+        assert state.began_blank
+        assert previous_part(state, "sync") == "away"
+        assert state.adopt(AT_SYNC)
+        assert previous_part(state, "async") == "async"
 
 
 def test_only_a_higher_epoch_is_adopted(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import trio.testing
 
 from replication.channel import Channel
 from replication.frames import Buffer, total_bytes
-from replication.pair import State
+from replication.pair import Kind, Pair, State
+from replication.roles import Roles
 from tests.replication.sync_pair import SIZE, VOLUME, Secondary, Writer, blocks, now, until
 from vsap.positions import WritePositions
 
@@ -227,4 +228,72 @@ async def test_a_gap_in_the_queue_while_connected(tmp_path: Path, positions_know
         await until(lambda: copy.in_step)
         assert secondary.area.data == writer.area.data
         assert secondary.record.received_sequence == last
+        nursery.cancel_scope.cancel()
+
+
+# -- a site that holds nothing, in an epoch that began with something
+
+SECOND = Roles(epoch=2, writer="primary", sync_to="sync", async_to="async", start_sequence=4)
+
+
+def empty_secondary(tmp_path: Path) -> tuple[Secondary, Writer]:
+    """A writer whose epoch began with a full area, nothing written since; a site that was made anew."""
+    secondary, writer = Secondary(tmp_path), Writer(common_flush=4)
+    secondary.roles = SECOND
+    for number in range(4):
+        writer.write(number * 512, blocks(range(number, number + 512)))
+    writer.queue.forget(4)
+    secondary.record.reset(0, 0, has_volume=False)
+    return secondary, writer
+
+
+async def test_a_site_that_holds_nothing_is_in_step_only_after_a_whole_copy(tmp_path: Path) -> None:
+    secondary, writer = empty_secondary(tmp_path)
+    copy = writer.make_copy(secondary.dialer(), roles=SECOND)
+    async with secondary.up(), trio.open_nursery() as nursery:
+        nursery.start_soon(copy.run)
+        await until(lambda: copy.in_step)
+        assert secondary.area.data == writer.area.data
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_first_copy_that_another_mount_finishes_is_whole(tmp_path: Path) -> None:
+    """The process that began the copy is gone: what it had left to do is found out again."""
+    secondary, writer = empty_secondary(tmp_path)
+    async with secondary.up():
+        async with trio.open_nursery() as nursery:
+            first = writer.make_copy(secondary.dialer(), roles=SECOND)
+            nursery.start_soon(first.run)
+            await until(lambda: first._resync is not None and first._resync.copied_bytes > 1 << 20)
+            if first.in_step:
+                pytest.fail("the copy was over before it could be interrupted")
+            nursery.cancel_scope.cancel()
+        await until(lambda: not secondary.receiver.connected)
+        async with trio.open_nursery() as nursery:
+            second = writer.make_copy(secondary.dialer(), roles=SECOND)
+            nursery.start_soon(second.run)
+            await until(lambda: second.in_step)
+            assert secondary.area.data == writer.area.data
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("created", [False, True])
+async def test_a_site_that_lost_its_disk_is_waited_for_unless_the_pair_is_created_anew(
+    tmp_path: Path, created: bool
+) -> None:
+    """Protection was promised: only an operator who creates the pair again gives it up for the copy."""
+    secondary, writer = empty_secondary(tmp_path)
+    state = State.SIMPLEX if created else State.FAILURE_SUSPEND
+    pair = Pair(Kind.SYNC, state, 1, "as it was")
+    copy = writer.make_copy(secondary.dialer(), roles=SECOND, pair=pair)
+    async with secondary.up(), trio.open_nursery() as nursery:
+        nursery.start_soon(copy.run)
+        copy.resume("asked for")
+        await until(lambda: copy.pair.state is State.INITIAL_COPYING and copy._resync is not None)
+        assert now(copy.unprotected) is created
+        last = writer.write(3, blocks([77]))
+        await copy.wait_received(last)
+        assert now(copy.in_step) is not created
+        await until(lambda: copy.in_step)
+        assert secondary.area.data == writer.area.data
         nursery.cancel_scope.cancel()
