@@ -153,7 +153,7 @@ def _pairs(survey: Survey, roles: Roles | None, writer: SiteReport | None) -> li
         elif writer is None:
             state, since, reason = _without_writer(survey, roles, target)
         else:
-            state, since, reason = str(State.DUPLEX_PENDING), roles.since, "not connected in this epoch yet"
+            state, since, reason = _never_connected(survey, roles, kind, target, writer)
         if kind == "sync" and known and writer is not None and not writer.mounted:
             reason = _at_rest(survey, target, state, reason)
         found.append(
@@ -167,6 +167,18 @@ def _pairs(survey: Survey, roles: Roles | None, writer: SiteReport | None) -> li
             )
         )
     return found
+
+
+def _never_connected(
+    survey: Survey, roles: Roles, kind: PairKind, target: SiteName, writer: SiteReport
+) -> tuple[str, int, str]:
+    """A pair that no mount of this epoch has looked at: after a return both ends stand where it begins."""
+    report = survey.reports.get(target)
+    stands = report.received_sequence if report is not None and report.roles == writer.roles else None
+    begins = stands == roles.start_sequence and writer.next_sequence == roles.start_sequence + 1
+    if kind == "sync" and begins and report is not None and report.proven:
+        return str(State.DUPLEX), roles.since, "level since the epoch began; the volume was not mounted yet"
+    return str(State.DUPLEX_PENDING), roles.since, "not connected in this epoch yet"
 
 
 def _without_writer(survey: Survey, roles: Roles, target: SiteName) -> tuple[str, int, str]:

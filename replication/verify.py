@@ -17,6 +17,7 @@ from replication.client import Client, open_client
 from replication.config import Config, SiteName
 from replication.control import ControlError, GetDigests, GetRanges, Range, TakeMarker
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
+from replication.pair import State
 from replication.procedures.plan import Survey, known_roles
 from replication.procedures.results import ProcedureRefused
 from replication.procedures.survey import take_survey
@@ -73,6 +74,8 @@ class _Run:
         self.digests: dict[SiteName, list[str]] = {}
         self.differing: dict[tuple[SiteName, SiteName], list[Range]] = {}
         self.why_not: dict[SiteName, str] = {}
+        self.stopped: dict[SiteName, str] = {}
+        """Sites that nobody copies to at present, and why: where they stand they stay."""
         self.wanted = wanted
         self.sequence = 0
         self.at_rest: int | None = None
@@ -84,6 +87,10 @@ class _Run:
         return [
             site for site in order if site is not None and site in self.wanted and site not in self.why_not
         ]
+
+    def refusal(self, sentence: str) -> ProcedureRefused:
+        """What to raise when the writer cannot take part. Without its sync site a protected one never can."""
+        return ProcedureRefused(sentence, 4 if self.roles.sync_to in self.why_not else 1)
 
     async def compare(
         self, ranges: list[Range], leaf_bytes: int
@@ -107,7 +114,10 @@ class _Run:
 
     async def _by_marker(self, ranges: list[Range], leaf_bytes: int) -> dict[SiteName, list[str]]:
         writer = self.clients[self.roles.writer]
-        marker = await writer.ask(TakeMarker(ranges=ranges, leaf_bytes=leaf_bytes), ARRIVAL_SECONDS)
+        try:
+            marker = await writer.ask(TakeMarker(ranges=ranges, leaf_bytes=leaf_bytes), ARRIVAL_SECONDS)
+        except ControlError as error:
+            raise self.refusal(f"nothing can be compared now: {error.sentence}") from error
         self.sequence = marker.sequence
         found = {self.roles.writer: marker.digests}
         if self.roles.sync_to in self.present:
@@ -147,6 +157,9 @@ class _Run:
                 return None
             if answer.digests is not None:
                 return answer.digests
+            if site in self.stopped:
+                self.why_not[site] = f"{self.stopped[site]}; it is at sequence {answer.sequence}"
+                return None
             if answer.sequence != seen:
                 seen, deadline = answer.sequence, trio.current_time() + ARRIVAL_SECONDS
             beyond = not request.at_rest and answer.sequence > request.sequence + KEPT_AFTER
@@ -181,6 +194,7 @@ async def verify(
         reason = _why_not(survey, roles, site)
         if reason is not None:
             run.why_not[site] = reason
+    run.stopped = _stopped(survey, roles)
     total = await _with_clients(config, run, report)
     pairs = [pair for pair in run.differing if between is None or set(pair) == wanted]
     if between is None:
@@ -223,6 +237,18 @@ def _why_not(survey: Survey, roles: Roles, site: SiteName) -> str | None:
     return None
 
 
+def _stopped(survey: Survey, roles: Roles) -> dict[SiteName, str]:
+    """The sites that the writer does not copy to, by its own record, with a sentence for each."""
+    return {
+        pair.target: f"its pair is {pair.state}; `trisite pair {way} {pair.source},{pair.target}` copies "
+        "what it missed"
+        for pair in survey.reports[roles.writer].pairs
+        if pair.source == roles.writer and pair.since >= roles.since
+        for state, way in ((State.SUSPEND, "resync"), (State.SIMPLEX, "create"))
+        if pair.state == state
+    }
+
+
 async def _with_clients(config: Config, run: _Run, report: Callable[[str], None]) -> int:
     """Compare everything with a conversation open to each site; the bytes compared."""
     async with open_client(config, run.roles.writer) as writer:
@@ -246,7 +272,7 @@ async def _compare_all(run: _Run, report: Callable[[str], None]) -> int:
     try:
         used, run.at_rest = await _used(writer)
     except ControlError as error:
-        raise ProcedureRefused(f"the blocks in use cannot be listed: {error.sentence}", 1) from error
+        raise run.refusal(f"nothing can be compared now: {error.sentence}") from error
     total, done = total_bytes(used), 0
     for batch in batches(used):
         if len(run.present) < 2:

@@ -1,8 +1,16 @@
-"""How a number of bytes is said to a person, the same in every sentence; JSON has the bytes themselves."""
+"""How bytes and sites are said to a person, the same in every sentence; JSON has the bytes themselves."""
 
+from collections.abc import Sequence
 from typing import Final
 
 UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def sites(names: Sequence[str]) -> str:
+    """Sites in a sentence: site sync; sites primary and sync; sites primary, sync and async."""
+    if len(names) == 1:
+        return f"site {names[0]}"
+    return f"sites {', '.join(names[:-1])} and {names[-1]}"
 
 
 def size(count: int) -> str:

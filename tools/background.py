@@ -9,6 +9,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,9 @@ from tools.errors import ExitCode, Failure
 RECORD_NAME: Final = "mount.json"
 LOG_NAME: Final = "mount.log"
 READY: Final = b"ready"
+LOOK_SECONDS: Final = 0.25
+STOPPED_SECONDS: Final = 5.0
+"""A process that stays stopped for so long is not waited for."""
 
 
 class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,11 +106,17 @@ def write_record(directory: Path, mountpoint: str, site: str) -> None:
     _replace_record(directory, MountRecord(pid=pid, born=birth(pid) or 0, mountpoint=mountpoint, site=site))
 
 
-def note_failure(directory: Path, sentence: str) -> None:
-    """Note why this process ended badly, if it is the one that served the mount."""
+def note_failure(directory: Path, sentence: str, *, keep: bool) -> None:
+    """Note why this process ended badly, if the record is its own; without `keep` (it never mounted)
+    remove it: who started it was told.
+    """
     record = read_record(directory)
-    if record is not None and record.pid == os.getpid():
+    if record is None or record.pid != os.getpid():
+        return
+    if keep:
         _replace_record(directory, msgspec.structs.replace(record, failure=sentence))
+    else:
+        remove_record(directory)
 
 
 def _replace_record(directory: Path, record: MountRecord) -> None:
@@ -133,8 +143,64 @@ def read_record(directory: Path) -> MountRecord | None:
         return None
 
 
+def is_stopped(record: MountRecord) -> bool:
+    """Whether the process of a record was stopped (SIGSTOP) and does nothing until it is continued."""
+    try:
+        text = Path(f"/proc/{record.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return text.rpartition(")")[2].split()[0] in {"T", "t"} and lives(record)
+
+
+class Patience:
+    """How long an end is waited for: `seconds` in all, and not on a process that stays stopped."""
+
+    def __init__(self, record: MountRecord | None, seconds: float) -> None:
+        self._record = record
+        self._seconds = seconds
+        self._began = time.monotonic()
+        self._stopped_since: float | None = None
+
+    def check(self) -> None:
+        """Failure where there is nothing more to wait for."""
+        record, now = self._record, time.monotonic()
+        if record is None or not is_stopped(record):
+            self._stopped_since = None
+        elif self._stopped_since is None:
+            self._stopped_since = now
+        elif now - self._stopped_since >= STOPPED_SECONDS:
+            raise Failure(
+                f"the mount process {record.pid} is stopped and lets nothing be unmounted; continue it "
+                f"(kill -CONT {record.pid}) and run umount again",
+                ExitCode.TIMEOUT,
+            )
+        if now - self._began >= self._seconds:
+            who = "the mount process" if record is None else f"the mount process {record.pid}"
+            raise Failure(
+                f"{who} has not finished after {self._seconds:.0f} seconds; it still writes out, or waits "
+                "for the sync site: look at `trisite status`, and run umount again",
+                ExitCode.TIMEOUT,
+            )
+
+
+def wait_or_stopped(process: subprocess.Popen[bytes], record: MountRecord | None, seconds: float) -> int:
+    """The exit code of `process`, which waits for the process of the record; Failure after `seconds`, or
+    where that is stopped. What is given up goes on by itself as soon as it can.
+    """
+    patience = Patience(record, seconds)
+    while True:
+        try:
+            return process.wait(LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            try:
+                patience.check()
+            except Failure:
+                process.returncode = 0  # it cannot be ended while the kernel waits: not ours any more
+                raise
+
+
 def wait_for_end(record: MountRecord, seconds: float) -> None:
-    """Wait until the mount process is gone; Failure after `seconds`."""
+    """Wait until the mount process is gone; Failure after `seconds`, or where it is stopped."""
     try:
         descriptor = os.pidfd_open(record.pid)
     except ProcessLookupError:
@@ -144,11 +210,8 @@ def wait_for_end(record: MountRecord, seconds: float) -> None:
             return  # the number went to another process
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        if not poll.poll(seconds * 1000):
-            raise Failure(
-                f"the mount process {record.pid} has not finished after {seconds:.0f} seconds; it is "
-                "unmounted but still writes out; look at `trisite status`",
-                ExitCode.TIMEOUT,
-            )
+        patience = Patience(record, seconds)
+        while not poll.poll(LOOK_SECONDS * 1000):
+            patience.check()
     finally:
         os.close(descriptor)

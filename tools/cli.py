@@ -88,7 +88,14 @@ def command_first(words: Sequence[str]) -> list[str]:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the exit code. Raises what the command raises."""
-    app = build(arguments[0] if arguments else "")
+    word = arguments[0] if arguments else ""
+    if word and word not in COMMANDS and not word.startswith("-"):
+        raise Failure(
+            f"there is no command {word[:40]!r}; there are {', '.join(COMMANDS)}; `trisite --help` says what "
+            "each does",
+            ExitCode.USAGE,
+        )
+    app = build(word)
     code = app(list(arguments), exit_on_error=False, print_error=False, result_action="return_value")
     return int(code) if isinstance(code, int) else ExitCode.OK
 

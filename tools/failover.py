@@ -167,6 +167,9 @@ def tell_failback(output: Output, result: FailbackResult) -> None:
         style="bold",
     )
     for kept in result.quarantines:
-        output.say(f"{size(kept.bytes)} that only site {kept.site} had were set aside there, in {kept.path}")
+        output.say(
+            f"{size(kept.bytes)} that site {kept.site} has and the volume no longer has are set aside there, "
+            f"in {kept.path}"
+        )
         output.say(f"  look into it on its machine: trisite quarantine --at {kept.site}")
     output.say(f"next: trisite mount --at {result.writer} MOUNTPOINT")

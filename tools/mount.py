@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -102,18 +103,23 @@ def serve_mount(config: Config, site: SiteName, mountpoint: str, options: MountO
     directory = here(config, site)
     place = os.path.realpath(mountpoint)  # now: later a look at it would ask this very process
 
+    was_mounted = False
+
     def mounted(warning: str | None) -> None:
-        background.write_record(directory, place, site)
+        nonlocal was_mounted
+        was_mounted = True
         if warning is not None:
             note(f"warning: {warning}")
         ready.mounted(warning)
 
+    # The record is there before the mount point is: whoever sees the one and unmounts it finds the other.
+    begun = partial(background.write_record, directory, place, site)
     try:
-        run_trio(serve, config, site, place, options, mounted)
+        run_trio(serve, config, site, place, options, begun, mounted)
     except BaseException as error:
         sentence, code = explain(error)
         ready.failed(sentence, code)
-        background.note_failure(directory, sentence)
+        background.note_failure(directory, sentence, keep=was_mounted)
         raise
     background.remove_record(directory)
     return ExitCode.OK
@@ -124,9 +130,13 @@ async def serve(
     site: SiteName,
     place: str,
     options: MountOptions,
+    begun: Callable[[], None],
     mounted: Callable[[str | None], None],
 ) -> None:
-    """FUSE over jfs over the virtual area of the writing site: the one place where the parts meet."""
+    """FUSE over jfs over the virtual area of the writing site: the one place where the parts meet.
+
+    `begun`: this process is the writer now, and is about to mount; `mounted`: it has.
+    """
     from jfs.fuse import serve as serve_fuse  # needs libfuse; every other command works without
 
     stop = trio.Event()
@@ -137,6 +147,7 @@ async def serve(
             store = await Store.open(writer.device, read_only=options.read_only, options=store_options)
             writer.store, writer.log_status = store, store.log_status
             writer.mountpoint = place
+            begun()
             file_system = FileSystem(store, file_system_options, read_only=options.read_only)
             warning = config.contradicts(writer.volume.size_bytes)
             await serve_fuse(file_system, place, options, ready=partial(mounted, warning), stop=stop)
@@ -154,12 +165,11 @@ def chosen(config: Config, options: MountOptions, epoch: int) -> tuple[StoreOpti
 
 def umount(mountpoint: Annotated[Path, Parameter(help="Where it is mounted.")], /) -> int:
     """Unmount, and return when everything is written out and the mount process has ended."""
-    place = os.path.realpath(mountpoint)
-    source = mount_source(place)
+    place, source = mount_at(mountpoint)
     if source is None:
         raise Failure(f"nothing is mounted on {mountpoint}", ExitCode.REFUSED)
     directory, record = find_record(source, place)
-    detach(place)
+    detach(place, record)
     if record is None or directory is None:
         return ExitCode.OK  # the mount process was dead already: there was only the mount point to clear
     background.wait_for_end(record, DRAIN_SECONDS)
@@ -168,6 +178,20 @@ def umount(mountpoint: Annotated[Path, Parameter(help="Where it is mounted.")], 
         background.remove_record(directory)
         raise Failure(f"unmounted, but the mount had ended badly: {left.failure}")
     return ExitCode.OK
+
+
+def mount_at(mountpoint: Path) -> tuple[str, str | None]:
+    """The resolved place, and the configuration of what is mounted there.
+
+    As far as possible by the mount table alone: a look at the place asks the very process that serves it.
+    """
+    named = os.path.abspath(mountpoint)
+    for place in (named, os.path.join(os.path.realpath(os.path.dirname(named)), os.path.basename(named))):
+        source = mount_source(place)
+        if source is not None:
+            return place, source
+    place = os.path.realpath(mountpoint)
+    return place, mount_source(place)
 
 
 def find_record(source: str, place: str) -> tuple[Path | None, background.MountRecord | None]:
@@ -180,15 +204,19 @@ def find_record(source: str, place: str) -> tuple[Path | None, background.MountR
     return None, None
 
 
-def detach(place: str) -> None:
-    """Take the mount out of the name space; Failure if it is in use."""
+def detach(place: str, record: background.MountRecord | None) -> None:
+    """Take the mount out of the name space; Failure if it is in use, or its process does not let it go."""
     tool = ["umount", place] if os.geteuid() == 0 else ["fusermount3", "-u", place]
-    run = subprocess.run(tool, capture_output=True, text=True, check=False)
-    if run.returncode == 0:
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(tool, stdout=said, stderr=said, stdin=subprocess.DEVNULL)
+        code = background.wait_or_stopped(process, record, DRAIN_SECONDS)
+        said.seek(0)
+        words = said.read().decode(errors="replace").strip()
+    if code == 0:
         return
-    if "busy" in run.stderr:
+    if "busy" in words:
         raise Failure(
             f"{place} is in use; end what works there (fuser -vm {place} shows it) and try again",
             ExitCode.REFUSED,
         )
-    raise Failure(f"{place} cannot be unmounted: {run.stderr.strip() or os.strerror(errno.EIO)}")
+    raise Failure(f"{place} cannot be unmounted: {words or os.strerror(errno.EIO)}")

@@ -5,7 +5,7 @@ missed when that is back. An operator may suspend one for maintenance and resync
 is gone for good and create it again later.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
 
@@ -17,9 +17,16 @@ from replication.procedures.plan import known_roles
 from replication.procedures.survey import take_survey
 from tools.errors import ExitCode, Failure
 from tools.options import ConfigOption, config_path
+from tools.render import Output
 from tools.running import run_trio
 
 Action = Literal["suspend", "resync", "create", "delete"]
+OUTCOMES: Final[dict[Action, str]] = {
+    "suspend": "the copy from {source} to {target} is suspended, what is written meanwhile is noted",
+    "resync": "the copy from {source} to {target} goes on, what {target} missed is copied",
+    "create": "the pair from {source} to {target} is created, what {target} lacks is copied",
+    "delete": "the pair from {source} to {target} is deleted, site {target} protects nothing any more",
+}
 
 
 def pair(
@@ -48,6 +55,7 @@ def pair(
     if len(names) != 2:
         raise Failure(f"name the pair as FROM,TO: trisite pair {action} primary,sync", ExitCode.USAGE)
     run_trio(_change, loaded, action, names[0], names[1], force)
+    Output().say(f"{OUTCOMES[action].format(source=names[0], target=names[1])}; `trisite status` shows it")
     return ExitCode.OK
 
 

@@ -13,6 +13,7 @@ from replication.config import SITE_NAMES, SiteName
 from replication.control import ListingReply, SiteReport
 from replication.procedures.results import ProcedureRefused
 from replication.roles import Roles, fork_sentence, parting, role_of, time_text
+from replication.words import sites as sites_text
 from replication.words import size
 
 
@@ -348,7 +349,7 @@ def _plan_finished_return(survey: Survey, roles: Roles) -> Plan:
         return Plan(kind="nothing", roles=roles, steps=[])
     step = Step(
         name="switch",
-        sentence=f"tell site {', '.join(behind)} that primary writes again",
+        sentence=f"tell {sites_text(behind)} that primary writes again",
         cost="no copy",
         sites=behind,
     )
@@ -357,17 +358,18 @@ def _plan_finished_return(survey: Survey, roles: Roles) -> Plan:
 
 def _return_steps(survey: Survey, roles: Roles, targets: tuple[SiteName, ...]) -> list[Step]:
     writer = roles.writer
-    names = " and ".join(targets)
+    names, one = sites_text(targets), len(targets) == 1
     steps = [
         Step(
             name="keep",
-            sentence=f"site {names} learns who writes; what it alone has goes to quarantine",
+            sentence=f"{names} {'learns' if one else 'learn'} who writes; what the volume no longer has goes "
+            "to quarantine there",
             cost="no copy",
             sites=targets,
         ),
         Step(
             name="level",
-            sentence=f"site {writer} brings site {names} level while the application goes on",
+            sentence=f"site {writer} brings {names} level while the application goes on",
             cost="what was written since the take-over is compared, only blocks that differ travel",
             sites=(writer, *targets),
         ),
@@ -379,7 +381,7 @@ def _return_steps(survey: Survey, roles: Roles, targets: tuple[SiteName, ...]) -
         ),
         Step(
             name="last difference",
-            sentence=f"what was written during the levelling goes to site {names}",
+            sentence=f"what was written during the levelling goes to {names}",
             cost="only blocks that differ travel",
             sites=(writer, *targets),
         ),

@@ -152,3 +152,12 @@ def test_the_first_real_error_of_a_group_is_told() -> None:
     nested = BaseExceptionGroup("", [BaseExceptionGroup("", [Failure("the reason", 4)]), ValueError("other")])
     assert explain(nested) == ("the reason", 4)
     assert explain(FileNotFoundError(2, "No such file", "/a/b"))[0] == "/a/b: No such file"
+
+
+def test_a_command_that_there_is_not_is_answered_with_those_there_are() -> None:
+    ended = run("nonsense")
+    assert ended.returncode == ExitCode.USAGE
+    assert_one_sentence(ended)
+    for name in cli.COMMANDS:
+        assert f" {name}" in ended.stderr
+    assert ", ;" not in ended.stderr

@@ -1,6 +1,7 @@
 """The words around a mount: options of fstab, the mount table, the record of its process, the helper."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from jfs.store import StoreOptions
 from tests.replication.cluster import make_config
 from tools import background, mount_helper
 from tools.background import MountRecord
-from tools.errors import Failure
+from tools.errors import ExitCode, Failure
 from tools.mount import chosen, here, known_options
 from tools.mount_table import mount_source
 
@@ -49,7 +50,7 @@ def test_the_mount_table_names_the_configuration(tmp_path: Path, place: str, sou
 
 
 def test_a_record_belongs_to_one_process_and_keeps_its_failure(tmp_path: Path) -> None:
-    background.note_failure(tmp_path, "nothing is mounted")
+    background.note_failure(tmp_path, "nothing is mounted", keep=True)
     assert background.read_record(tmp_path) is None
     background.write_record(tmp_path, "/mnt/x", "sync")
     record = background.read_record(tmp_path)
@@ -61,11 +62,14 @@ def test_a_record_belongs_to_one_process_and_keeps_its_failure(tmp_path: Path) -
         None,
     )
     assert background.lives(record)
-    background.note_failure(tmp_path, "the disk is full")
+    background.note_failure(tmp_path, "the disk is full", keep=True)
     failed = background.read_record(tmp_path)
     assert failed is not None
     assert failed.failure == "the disk is full"
     background.remove_record(tmp_path)
+    assert background.read_record(tmp_path) is None
+    background.write_record(tmp_path, "/mnt/x", "sync")
+    background.note_failure(tmp_path, "it could not be mounted", keep=False)
     assert background.read_record(tmp_path) is None
 
 
@@ -80,6 +84,27 @@ def test_waiting_for_the_end_of_a_mount_process() -> None:
     process.wait()
     assert not background.lives(record)
     background.wait_for_end(record, 0)
+
+
+def test_a_mount_process_that_is_stopped_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "STOPPED_SECONDS", 0.3)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    waiting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    record = MountRecord(pid=process.pid, born=background.birth(process.pid) or 0, mountpoint="", site="")
+    try:
+        assert not background.is_stopped(record)
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(Failure, match=f"kill -CONT {process.pid}"):
+            background.wait_for_end(record, 60)
+        with pytest.raises(Failure, match="is stopped") as refused:
+            background.wait_or_stopped(waiting, record, 60)
+        assert refused.value.code == ExitCode.TIMEOUT
+    finally:
+        for one in (process, waiting):
+            one.returncode = None
+            one.kill()
+            one.wait()
+    assert not background.is_stopped(record)
 
 
 def test_a_number_that_went_to_another_process_is_not_waited_for() -> None:
