@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-APT_PACKAGES := fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-dev python3-venv
+APT_PACKAGES := fuse3 libfuse3-dev pkg-config gcc libc6-dev iproute2 python3 python3-dev python3-venv
 
 .PHONY: help setup system demo test lint soak bench clean
 

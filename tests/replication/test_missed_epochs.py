@@ -21,7 +21,8 @@ def work_and_end(cluster: Cluster, site: SiteName, rounds: int) -> int:
     writer = write_some(cluster, site, rounds)
     lines = drain_output(writer)
     writer.close()
-    return max([writer.newest, *(int(line.split()[1]) for line in lines if line.startswith("synced"))])
+    synced = [line.split() for line in lines if line.startswith("synced ")]
+    return max([writer.newest, *(int(words[1]) for words in synced if len(words) == 2)])
 
 
 def test_a_primary_that_missed_the_epoch_of_sync_gets_what_sync_wrote(cluster: Cluster) -> None:

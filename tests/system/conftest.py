@@ -3,10 +3,12 @@
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.system.namespaces import Network, NetworkUnavailable
 from tools.mount_table import MOUNT_TABLE, unescape
 
 
@@ -34,3 +36,14 @@ def nothing_stays_mounted(tmp_path_factory: pytest.TempPathFactory, told_to_end:
     for place in reversed(left):  # what was mounted last covers what was mounted before
         subprocess.run(["umount", "-l", place], check=False, capture_output=True)
     assert not left, f"left mounted: {', '.join(left)}"
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """Network namespaces for the sites; where none can be made the test is skipped, and says why."""
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(Network())
+        except NetworkUnavailable as error:
+            pytest.skip(f"no network namespaces here: {error}")
+        yield made

@@ -7,16 +7,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
+import msgspec
+import trio
+
+from replication.config import load
+from replication.status import collect
 from tests.system.load import ENDED, MOUNT_GONE
 from tests.system.load_ledger import Ledger
 from tests.system.load_workers import WORKERS
 from tools.demo.stage import SITES, Stage, trisite_command
-from tools.errors import Failure
+from tools.errors import ExitCode, Failure
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS: Final = 120.0
@@ -25,7 +30,12 @@ IMPATIENT: Final = (
     "silence_seconds = 1.0\nprotect_timeout_seconds = 0.5\n"  # writes fail without the sync site
 )
 SHORT_QUEUE: Final = f'{OPTIONS}queue_limit_bytes = "2MiB"\n'  # outgrown while the far site is away
+ATTEMPTS: Final = 5
+UNREACHABLE: Final = f"ended with {ExitCode.UNREACHABLE}:"
 STEPS_FIRST: Final = 20  # acknowledged steps that make a load a load
+
+
+GroundT = TypeVar("GroundT", bound="Ground")
 
 
 class Found(NamedTuple):
@@ -48,12 +58,16 @@ class Ground(Stage):
 
     def prepare(self) -> None:
         """Three running sites with an empty file system, mounted at primary."""
-        self.trisite("init", str(self.directory), "--size", self.size, config=False)
-        text = self.config.read_text(encoding="utf-8").partition("[options]")[0]
-        self.config.write_text(f"{text}[options]\n{self.options}", encoding="utf-8")
+        self.make_sites()
         self.start_sites(SITES)
         self.trisite("mkfs")
         self.mount("primary")
+
+    def make_sites(self) -> None:
+        """The directories, the keys and the configuration."""
+        self.trisite("init", str(self.directory), "--size", self.size, config=False)
+        text = self.config.read_text(encoding="utf-8").partition("[options]")[0]
+        self.config.write_text(f"{text}[options]\n{self.options}", encoding="utf-8")
 
     def start_sites(self, sites: Sequence[str]) -> None:
         """Start daemons at once and wait until all answer."""
@@ -65,9 +79,21 @@ class Ground(Stage):
                 f"the daemons of {', '.join(sites)} to answer",
             )
 
+    def wait_for(
+        self,
+        condition: Callable[[], bool],
+        what: str,
+        process: subprocess.Popen[bytes] | None = None,
+        name: str = "",
+        seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        """As of a stage, with more patience: these tests run beside others."""
+        super().wait_for(condition, what, process, name, seconds)
+
     def status(self) -> dict[str, Any]:
-        """`trisite status`."""
-        status = self.answer("status")
+        """What `trisite status --json` says, without the cost of a process: it is asked all the time."""
+        snapshot = trio.run(collect, load(self.config))
+        status = msgspec.json.decode(msgspec.json.encode(snapshot), type=dict[str, Any])
         self.reasons |= {pair["reason"] for pair in status["pairs"] if pair["state"] != "Duplex"}
         return status
 
@@ -140,13 +166,30 @@ class Ground(Stage):
     def verify(self, *pairs: str) -> None:
         """`trisite verify` between sites says the same."""
         for pair in pairs:
-            self.trisite("verify", "--between", pair)
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    self.trisite("verify", "--between", pair)
+                    break
+                except Failure as error:
+                    # Beside other loads a daemon may be late with its answer; a difference is never late.
+                    if UNREACHABLE not in str(error) or attempt == ATTEMPTS:
+                        raise
+                    self.wait_for(self.all_answer, "all sites to answer")
+
+    def all_answer(self) -> bool:
+        """Whether every daemon answers."""
+        return all(site["reachable"] for site in self.status()["sites"].values())
+
+    def queue_is_empty(self) -> bool:
+        """Whether the far site has everything, as far as the writer answers."""
+        queue = self.status()["queue"]
+        return queue is not None and queue["entries"] == 0
 
     def check_sites(self) -> None:
         """`trisite fsck -n` at every site says clean; the three run at once."""
         runs = [
             subprocess.Popen(
-                [*trisite_command(), "fsck", "-n", "--at", site, "-c", str(self.config)],
+                [*self.trisite_words(), "fsck", "-n", "--at", site, "-c", str(self.config)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -316,7 +359,7 @@ class BrokenOff(TakeOvers):
         A command that lives ends by itself: done, or with a sentence.
         """
         ground = self.ground
-        words = [*trisite_command(), *command, "--yes", "-c", str(ground.config)]
+        words = [*ground.trisite_words(), *command, "--yes", "-c", str(ground.config)]
         run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         time.sleep(self.chance.uniform(0.2, self.LONGEST_SECONDS))
         victim = self.chance.choice(("command", *daemons))
@@ -333,8 +376,15 @@ class BrokenOff(TakeOvers):
 
 @contextmanager
 def prepared(directory: Path, **settings: str) -> Iterator[Ground]:
-    """A ground with a mounted volume; what the processes said is printed when something fails."""
-    with Ground(directory, **settings) as ground:
+    """A ground with a mounted volume."""
+    with prepare(Ground(directory, **settings)) as ground:
+        yield ground
+
+
+@contextmanager
+def prepare(made: GroundT) -> Iterator[GroundT]:
+    """That ground with a mounted volume; what the processes said is printed when something fails."""
+    with made as ground:
         try:
             ground.prepare()
             yield ground

@@ -1,13 +1,15 @@
 """The measurements: every workload runs and checks what it wrote; the results fold and draw."""
 
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from tools.bench import results, workloads
+from tools.bench import results, sync_away, workloads
+from tools.bench.sync_away import Second
 from tools.bench.workloads import NotAsWritten, Sample, Scale
 
 TINY = Scale(stream_bytes=1 << 20, random_bytes=1 << 18, files=20, synced_files=5, seconds=0.05)
@@ -91,3 +93,25 @@ def test_a_report_is_a_table_a_json_file_and_a_picture(tmp_path: Path) -> None:
         if bar.attrib.get("height") == str(results.BAR_HEIGHT)
     ]
     assert widths == [results.BAR_WIDTH, results.BAR_WIDTH / 2, results.BAR_WIDTH / 4, results.BAR_WIDTH]
+
+
+# -- the table of an outage
+
+
+def seconds_of(*counts: tuple[int, int, str]) -> list[Second]:
+    """Seconds with so many acknowledged, so many EIO, in that state."""
+    return [Second(acknowledged=done, errors=Counter({"EIO": bad} if bad else {}), state=state)
+            for done, bad, state in counts]  # fmt: skip
+
+
+def test_seconds_that_look_alike_share_a_row_and_events_begin_one() -> None:
+    duplex, away = (40, 0, "Duplex"), (0, 8, "Failure-Suspend")
+    seconds = seconds_of(duplex, duplex, duplex, (2, 0, "Failure-Suspend"), away, away, away, away, duplex)
+    run = sync_away.Run(True, 4, seconds, ["it is away"], "refused")
+    assert [(first, len(group)) for first, group in sync_away.rows(run)] == [
+        (-3, 3), (0, 1), (1, 3), (4, 1), (5, 1),
+    ]  # fmt: skip
+    text = sync_away.table(run)
+    assert "| 1 to 3 | 0 | 24 EIO |" in text
+    assert "| the daemon is killed |" in text
+    assert "* warning: it is away" in text

@@ -55,11 +55,15 @@ class Stage:
             for name in reversed(("application", "mount", *SITES)):
                 stack.callback(self.end, name)
 
+    def trisite_words(self) -> list[str]:
+        """How `trisite` is called here."""
+        return trisite_command()
+
     # -- commands that run to their end
 
     def trisite(self, *arguments: str, codes: Sequence[int] = (0,), config: bool = True) -> str:
         """Run one `trisite` command on the demo's volume; its standard output. Failure if it fails."""
-        command = [*trisite_command(), *arguments, *(("-c", str(self.config)) if config else ())]
+        command = [*self.trisite_words(), *arguments, *(("-c", str(self.config)) if config else ())]
         run = subprocess.run(
             command,
             capture_output=True,
@@ -119,16 +123,17 @@ class Stage:
         what: str,
         process: subprocess.Popen[bytes] | None = None,
         name: str = "",
+        seconds: float = START_SECONDS,
     ) -> None:
         """Wait until `condition()` holds; Failure when it takes too long or the process ends instead."""
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + seconds
         while not condition():
             if process is not None and process.poll() is not None:
                 raise Failure(
                     f"waited for {what}, but it ended with {process.returncode}: {self.last_words(name)}"
                 )
             if time.monotonic() > deadline:
-                raise Failure(f"waited {START_SECONDS:.0f} seconds for {what}; the logs are in {self.logs}")
+                raise Failure(f"waited {seconds:.0f} seconds for {what}; the logs are in {self.logs}")
             time.sleep(POLL_SECONDS)
 
     def last_words(self, name: str) -> str:
@@ -172,7 +177,7 @@ class Stage:
 
     def unmount(self) -> None:
         """Unmount with `trisite umount`, which returns when everything is drained."""
-        command = [*trisite_command(), "umount", str(self.mountpoint)]
+        command = [*self.trisite_words(), "umount", str(self.mountpoint)]
         run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS)
         if run.returncode != 0:
             raise Failure(f"`trisite umount` ended with {run.returncode}: {run.stderr.strip()}")
