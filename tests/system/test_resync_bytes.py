@@ -1,7 +1,7 @@
 """What travels when a site comes back to a volume that was written to at random, against what had changed.
 
 `make soak`: one hour's worth at 100 a second (360,000 writes of 4 KiB, issued as fast as they are taken; see
-`TRISITE_WRITES`) to a file of 4 GiB in a volume of 10 GiB, while the sync pair is suspended and the far site
+`TRISITE_WRITES`) to a file of 2 GiB in a volume of 10 GiB, while the sync pair is suspended and the far site
 is away for longer than the queue lasts. The bytes are those that the network carried, headers and all. The
 short test does the same with a small file.
 """
@@ -37,7 +37,7 @@ class Size(NamedTuple):
 
 
 SHORT = Size("256MiB", 64 << 20, 6000)
-LONG = Size("10GiB", 4 << 30, int(os.environ.get("TRISITE_WRITES", "360000")))
+LONG = Size("10GiB", 2 << 30, int(os.environ.get("TRISITE_WRITES", "360000")))
 
 
 def fill(path: Path, size: int, chance: random.Random) -> None:
