@@ -1,5 +1,6 @@
 """The measurements: every workload runs and checks what it wrote; the results fold and draw."""
 
+import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tools.bench import results, sync_away, workloads
+from tools.bench import durable, results, sync_away, workloads
 from tools.bench.sync_away import Second
 from tools.bench.workloads import NotAsWritten, Sample, Scale
 
@@ -115,3 +116,26 @@ def test_seconds_that_look_alike_share_a_row_and_events_begin_one() -> None:
     assert "| 1 to 3 | 0 | 24 EIO |" in text
     assert "| the daemon is killed |" in text
     assert "* warning: it is away" in text
+
+
+# -- what it costs to make a write durable
+
+
+@pytest.mark.parametrize("row", durable.ROWS)
+def test_every_durable_row_runs_on_a_plain_directory(tmp_path: Path, row: str) -> None:
+    mine = {"mount": os.getpid()}
+    ran = durable.run(row, tmp_path, 0.02, mine)
+    assert ran.rate > 0
+    assert ran.microseconds["mount"] >= 0
+    assert durable.run(row, tmp_path, 0.02, mine).rate > 0, "again, on what the first run left"
+    assert row in durable.GOALS
+
+
+def test_the_line_of_a_row_is_of_pairs_of_runs() -> None:
+    passed = [durable.Run(rate, {"passthrough": 100.0}) for rate in (100.0, 200.0, 400.0)]
+    ours = [durable.Run(rate, dict.fromkeys(durable.PROCESSES, 50.0)) for rate in (50.0, 200.0, 100.0)]
+    calls = {"mount": {"read": 3.0}}
+    line = durable.report("rand_write_4k_fsync", passed, ours, calls)
+    assert line[3] == "0.50 [0.25 .. 1.00]"
+    assert len(line) == len(durable.COLUMNS)
+    assert "3.0" in line
