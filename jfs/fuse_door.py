@@ -29,6 +29,7 @@ from typing import Final
 import trio
 
 from jfs import fuse_wire as wire
+from jfs import in_place
 from jfs.device import Buffer
 from jfs.errors import NoSpace
 from jfs.fuse_requests import Requests, error_number
@@ -94,6 +95,10 @@ class Door:
         self._kernel = -1
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._nursery: trio.Nursery | None = None
+        self._in_place = in_place.current()
+        self._gone = trio.Event()
+        self._syncs: list[tuple[int, tuple[int, bool]]] = []
+        self._writes: list[tuple[int, int, int]] = []
 
     def open(self, descriptor: int) -> bool:
         """Stand before the owner of `descriptor`, a fresh mount that nobody waits for yet; False if the
@@ -109,6 +114,8 @@ class Door:
         os.dup2(self._theirs.fileno(), descriptor, inheritable=False)
         self._theirs.close()
         os.set_blocking(self._kernel, False)
+        if self._in_place is not None:
+            self._in_place.watch(self._kernel)
         return True
 
     def close(self) -> None:
@@ -130,31 +137,84 @@ class Door:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._pass_answers)
-            await self._take_forever()
+            nursery.start_soon(self._take_forever)
+            await self._gone.wait()
             over()
             nursery.cancel_scope.cancel()
 
     async def _take_forever(self) -> None:
-        kernel = self._kernel
+        """Answer requests. What waits for the disks is done when no more requests are there, for all that
+        wait together, and by this task; if it really has to wait, another goes on here and this one ends.
+        """
+        kernel, place = self._kernel, self._in_place
         turn = monotonic()
         while True:
+            if place is not None and not (self._syncs or self._writes):
+                place.wait(kernel)  # and try in any case
             try:
                 request = os.read(kernel, _LARGEST_REQUEST)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(kernel)
-                turn = monotonic()
+                if not (self._syncs or self._writes):
+                    await trio.lowlevel.wait_readable(kernel)
+                    turn = monotonic()
+                elif await self._work_for_those_who_wait():
+                    return
                 continue
             except OSError as error:
                 if error.errno == errno.ENOENT:  # taken back before it was read
                     continue
                 if error.errno != errno.ENODEV:
                     raise
+                self._gone.set()
                 return
             if not self._take(request):
                 await self._hand_on(request)
             if monotonic() - turn > _TURN_SECONDS:
-                await trio.lowlevel.checkpoint()
+                if (self._syncs or self._writes) and await self._work_for_those_who_wait():
+                    return
+                if place is None or not place.may_go_on():
+                    await trio.lowlevel.checkpoint()
                 turn = monotonic()
+
+    async def _work_for_those_who_wait(self) -> bool:
+        """One flush for all fsyncs, one wait for all writes; whether another task took over to read."""
+        syncs, self._syncs = self._syncs, []
+        writes, self._writes = self._writes, []
+        if syncs and writes:
+            self._later(self._accept_all, writes)
+        work = self._sync_all(syncs) if syncs else self._accept_all(writes)
+        is_followed = False
+
+        def follow() -> None:
+            nonlocal is_followed
+            is_followed = True
+            self._later(self._take_forever)
+
+        await in_place.noticing(work, follow)
+        return is_followed
+
+    async def _sync_all(self, syncs: list[tuple[int, tuple[int, bool]]]) -> None:
+        try:
+            await self._requests.fsync_all([file for _, file in syncs])
+        except Exception as error:
+            number = error_number(error)
+            for unique, _ in syncs:
+                self._send(wire.refusal(unique, number))
+        else:
+            for unique, _ in syncs:
+                self._answer(unique, b"")
+
+    async def _accept_all(self, writes: list[tuple[int, int, int]]) -> None:
+        """Writes that are answered when the device has completed them: (request, size, sequence)."""
+        try:
+            await self._requests.fs.store.device.complete(max(sequence for _, _, sequence in writes))
+        except Exception as error:
+            number = error_number(error)
+            for unique, _, _ in writes:
+                self._send(wire.refusal(unique, number))
+        else:
+            for unique, size, _ in writes:
+                await self._throttled(unique, wire.WRITE_OUT.pack(size, 0))
 
     def _take(self, request: bytes) -> bool:
         """Answer a request, or begin to; False if libfuse is to do it."""
@@ -168,9 +228,10 @@ class Door:
             elif opcode == wire.WRITE:
                 self._write(unique, ino, request)
             elif opcode == wire.FSYNC:
-                self._later(self._waited, unique, partial(requests.fsync, ino, request))
+                _, flags, _ = wire.FSYNC_IN.unpack_from(request, wire.BODY_AT)
+                self._syncs.append((unique, (ino, bool(flags & wire.FSYNC_DATA_ONLY))))
             elif opcode == wire.FSYNCDIR:
-                self._later(self._waited, unique, requests.fs.commit)
+                self._syncs.append((unique, (ino, False)))
             elif opcode == wire.FORGET:
                 self._forget(
                     partial(requests.forget, ino, *wire.FORGET_IN.unpack_from(request, wire.BODY_AT))
@@ -238,7 +299,7 @@ class Door:
             self._later(self._write_slowly, unique, ino, request)
             return
         if fs.must_throttle() or not fs.store.device.is_complete(sequence):
-            self._later(self._accepted, unique, size, sequence)
+            self._writes.append((unique, size, sequence))
         else:
             self._answer(unique, wire.WRITE_OUT.pack(size, 0))
 
@@ -254,16 +315,7 @@ class Door:
         except Exception as error:
             self._refuse(unique, error)
         else:
-            await self._accepted(unique, size, sequence)
-
-    async def _accepted(self, unique: int, size: int, sequence: int) -> None:
-        fs = self._requests.fs
-        try:
-            await fs.store.device.complete(sequence)
-        except Exception as error:
-            self._refuse(unique, error)
-        else:
-            await self._throttled(unique, wire.WRITE_OUT.pack(size, 0))
+            await self._accept_all([(unique, size, sequence)])
 
     def _forget(self, forget: Callable[[], None]) -> None:
         try:
@@ -278,14 +330,6 @@ class Door:
             await self._requests.fs.throttle()
         except Exception as error:
             error_number(error)
-
-    async def _waited(self, unique: int, work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except Exception as error:
-            self._refuse(unique, error)
-        else:
-            self._answer(unique, b"")
 
     def _later(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         assert self._nursery is not None

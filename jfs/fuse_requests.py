@@ -20,7 +20,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import Final
 
@@ -261,10 +261,13 @@ class Requests:
 
     # --- what waits
 
-    async def fsync(self, ino: int, request: bytes) -> None:
-        """Make a file durable."""
-        _, flags, _ = wire.FSYNC_IN.unpack_from(request, wire.BODY_AT)
-        await self.fs.fsync(ino, bool(flags & wire.FSYNC_DATA_ONLY))
+    async def fsync_all(self, files: Sequence[tuple[int, bool]]) -> None:
+        """Make files (and directories) durable, as (inode, whether times may stay behind), all at once."""
+        await self.fs.fsync_all(files)
+        for ino, _ in files:
+            self._tell_blocks(ino)
+
+    def _tell_blocks(self, ino: int) -> None:
         blocks = self.fs.node(ino).blocks
         told = self._told.get(ino, 0)
         if abs(blocks - told) * BLOCKS_SHARE > told:

@@ -7,6 +7,7 @@ because it may hold millions.
 
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import ENOTDIR, ESTALE
 from stat import S_IFDIR, S_IFMT
@@ -179,8 +180,15 @@ class NodeTable:
 
         A write in place to a file whose map is durable then needs only the flush, no log batch.
         """
-        node = self._nodes.get(ino) if datasync else None
-        if node is not None and node.changed_in <= self._durable_period:
+        await self.fsync_all([(ino, datasync)])
+
+    async def fsync_all(self, files: Sequence[tuple[int, bool]]) -> None:
+        """`fsync` of several files, as (inode, datasync), at once."""
+        if all(datasync and self._is_mapped_durably(ino) for ino, datasync in files):
             await self.store.device.flush()
         else:
             await self.commit()
+
+    def _is_mapped_durably(self, ino: int) -> bool:
+        node = self._nodes.get(ino)
+        return node is not None and node.changed_in <= self._durable_period

@@ -20,6 +20,7 @@ from jfs.commit import (
 )
 from jfs.device import BLOCK_BYTES, BlockDevice, Buffer
 from jfs.errors import DeviceError, FileSystemError, NoSpace
+from jfs.in_place import QuickLock
 from jfs.layout import LOG_INO, VALUE_LIMIT_BYTES, Superblock
 from jfs.log import LogFull
 from jfs.mkfs import FIRST_SEGMENTS
@@ -43,7 +44,7 @@ class _Round:
 
     def __init__(self) -> None:
         self.led = False
-        self.over = trio.Event()
+        self.waiting = trio.lowlevel.ParkingLot()
         self.succeeded = False
         self.error: Exception | None = None
 
@@ -64,9 +65,9 @@ class Store:
         self._flushed_sequence = 0
         self._issued_frees: list[Run] = []
         self._round = _Round()
-        self._round_lock = trio.Lock()
-        self._issue_lock = trio.Lock()
-        self._checkpoint_lock = trio.Lock()
+        self._round_lock = QuickLock()
+        self._issue_lock = QuickLock()
+        self._checkpoint_lock = QuickLock()
         self._unfinished: Checkpoint | None = None
         self._ripe_files: list[int] = []
         self._retire = False
@@ -195,20 +196,19 @@ class Store:
         while not self._closed:
             round_ = self._round
             if round_.led:
-                await round_.over.wait()
+                await round_.waiting.park()
                 if round_.error is not None:
                     raise round_.error
                 if round_.succeeded:
                     return
-                continue  # its leader was cancelled before it began
+                continue  # its leader was cancelled
             round_.led = True
             try:
                 async with self._round_lock:
                     self._round = _Round()
                     await self._make_room()
-                    with trio.CancelScope(shield=True):
-                        if self.volume.log is not None:
-                            await self._commit_now()
+                    if self.volume.log is not None:
+                        await self._commit_now()
                 round_.succeeded = True
             except (DeviceError, FileSystemError) as error:
                 round_.error = error
@@ -216,7 +216,7 @@ class Store:
             finally:
                 if self._round is round_:
                     self._round = _Round()
-                round_.over.set()
+                round_.waiting.unpark_all()
             return
 
     async def _commit_now(self) -> None:

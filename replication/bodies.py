@@ -55,6 +55,7 @@ MAX_DATA_BYTES: Final = MAX_BODY_BYTES - BLOCK_BYTES
 MAX_RANGES: Final = (MAX_BODY_BYTES - _LARGEST_PREFIX) // _RANGE.size
 
 WRITE_MORE: Final = 1
+WRITE_FLUSH: Final = 2
 """Flag of WRITE: another frame of the same sequence follows, an entry longer than one frame may be."""
 COPY_ZEROS: Final = 1
 """Flag of COPY: the range is zeros, no data follows."""

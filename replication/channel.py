@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 import trio
 
+from jfs import in_place
 from replication.errors import (
     ChannelClosed,
     LocalProtocolError,
@@ -66,6 +67,7 @@ class Channel:
         self.round_trip_seconds: float | None = None
         """Measured by the latest PING that was answered."""
         self._sock = sock
+        self._in_place = in_place.current()
         self._decoder = Decoder()
         self._ready: deque[Frame] = deque()
         self._failure: PeerUnreachable | PeerRefused | RemoteProtocolError | None = None
@@ -195,9 +197,32 @@ class Channel:
             waited = await self._fill()
             frames = self._decode()
             if frames:
-                if not waited:
+                if not waited and (self._in_place is None or not self._in_place.may_go_on()):
                     await trio.lowlevel.checkpoint()
                 return frames
+
+    def receive_in_place(self) -> list[Frame]:
+        """Frames that have arrived, or that arrive while nobody else needs the thread; none where it does.
+
+        Any task may call it: the one that waits in `receive` goes on waiting for what comes after. Raises
+        what `receive` raises.
+        """
+        place = self._in_place
+        if self._failure is not None:
+            raise self._failure
+        if self._ready or place is None or not place.wait(self._sock.fileno()):
+            return []
+        try:
+            self._take(self._sock.recv_into(self._read_buffer))
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise self._fail(self._lost(error)) from error
+        return self._decode()
+
+    def fail(self, failure: PeerUnreachable | PeerRefused | RemoteProtocolError) -> None:
+        """Close the channel because of what the peer sent; everybody is told this reason."""
+        self._fail(failure)
 
     async def receive_one(self) -> Frame:
         """Return the next frame; those that arrived with it stay for the next call."""
@@ -207,7 +232,7 @@ class Channel:
 
     async def _fill(self) -> bool:
         """Read what has arrived into the decoder (or the TLS object); True if that had to be waited for."""
-        waited = False
+        waited = self._in_place is not None and self._in_place.wait(self._sock.fileno())
         while True:
             try:
                 count = self._sock.recv_into(self._read_buffer)
@@ -217,6 +242,11 @@ class Channel:
                 await self._wait_readable()
             except OSError as error:
                 raise self._fail(self._lost(error)) from error
+        self._take(count)
+        return waited
+
+    def _take(self, count: int) -> None:
+        """Hand what was read to the decoder, through TLS."""
         if not count:
             raise self._fail(PeerUnreachable(f"{self.peer} closed the connection"))
         self._quiet_bytes += count
@@ -228,7 +258,6 @@ class Channel:
         else:
             self._incoming.write(self._read_view[:count])
             self._decrypt(self._tls)
-        return waited
 
     async def _wait_readable(self) -> None:
         self._reading = True

@@ -217,9 +217,7 @@ class Decoder:
                 f"the peer speaks protocol version {version} and this side {PROTOCOL_VERSION}; "
                 "run the same trisite release at every site"
             )
-        with memoryview(self._buffer) as view:
-            actual = xxhash.xxh3_64_intdigest(view[start : start + _CHECKED.size])
-        if actual != header_sum:
+        if xxhash.xxh3_64_intdigest(self._buffer[start : start + _CHECKED.size]) != header_sum:
             raise self._fail("a frame header arrived that does not match its checksum")
         known = _TYPES.get(kind)
         if known is None:

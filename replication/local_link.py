@@ -23,8 +23,8 @@ __all__ = ["LocalClient", "LocalServer"]
 
 MAX_LINE_BYTES: Final = 16 << 20
 _RECEIVE_BYTES: Final = 64 * 1024
-_EVERY_SECONDS: Final = 0.005
-"""Positions are sent at most this often; each carries everything before it."""
+_FAR_EVERY_SECONDS: Final = 0.02
+"""What the far site has is sent at most this often; each position carries everything before it."""
 _CREDENTIALS: Final = struct.Struct("3i")
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -86,8 +86,10 @@ class RequestFailed(Exception):
 class _Connection:
     """One connection: reads lines; writes them in order, positions coalesced."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, every_seconds: float = 0.0) -> None:
+        """Positions are sent no more often than `every_seconds`."""
         self._stream = stream
+        self._every_seconds = every_seconds
         self._buffer = bytearray()
         self._queue: deque[Line] = deque()
         self._position: Line | None = None
@@ -106,7 +108,8 @@ class _Connection:
     async def write(self) -> None:
         """Send what was put, until cancelled. Raises trio.BrokenResourceError or ClosedResourceError."""
         while True:
-            await self._wake.wait()
+            if not self._wake.is_set():
+                await self._wake.wait()
             self._wake = trio.Event()
             lines = list(self._queue)
             self._queue.clear()
@@ -114,8 +117,8 @@ class _Connection:
             if position is not None:
                 lines.append(position)
             await self._stream.send_all(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-            if position is not None:
-                await trio.sleep(_EVERY_SECONDS)
+            if position is not None and self._every_seconds:
+                await trio.sleep(self._every_seconds)
 
     async def read(self) -> list[Line]:
         """The lines that have arrived; none at the end. RemoteProtocolError for what is no such line."""
@@ -215,7 +218,7 @@ class LocalServer:
     async def _serve(self, accepted: trio.socket.SocketType) -> None:
         pid, user = _peer(accepted)
         stream = trio.SocketStream(accepted)
-        lines = _Connection(stream)
+        lines = _Connection(stream, _FAR_EVERY_SECONDS)
         try:
             if user not in (0, os.getuid()):
                 raise RemoteProtocolError(f"user {user} may not use daemon.sock")

@@ -77,6 +77,7 @@ class ReceivedRecord:
             if fresh:
                 os.ftruncate(self._file, 2 * _PAGE)
             self._map = mmap.mmap(self._file, _PAGE)
+            self._received = self._get(_RECEIVED_AT)
         except OSError as error:
             raise DeviceError(
                 error.errno or 5, f"the record {path} cannot be opened: {error.strerror}"
@@ -147,11 +148,12 @@ class ReceivedRecord:
     @property
     def received_sequence(self) -> int:
         """The stream up to here is in the area (in memory at least)."""
-        return self._get(_RECEIVED_AT)
+        return self._received
 
     @received_sequence.setter
     def received_sequence(self, sequence: int) -> None:
         self._set(_RECEIVED_AT, sequence)
+        self._received = sequence
 
     @property
     def copy_sequence(self) -> int:

@@ -92,6 +92,7 @@ class SetReceiver:
         self.hindrance: str | None = None
         """Why the area cannot be written at present; no sets are taken until it can."""
         self._pending: list[CheckedFrame] = []
+        self._accepted_epoch = 0
         self._pending_bytes = 0
         self._storing = False
         self._unapplied: deque[JournalledSet] = deque(journal.waiting)
@@ -223,7 +224,9 @@ class SetReceiver:
 
     async def _take_forever(self, channel: Channel) -> None:
         while True:
-            for frame in await channel.receive():
+            frames = await channel.receive()
+            self._accepted_epoch = self._epoch()
+            for frame in frames:
                 sentence = self._why_not(frame)
                 if sentence is not None:
                     await refuse(channel, sentence, RefusalCode.SUPERSEDED)
@@ -234,7 +237,7 @@ class SetReceiver:
             await self._room(channel)
 
     def _why_not(self, frame: Frame) -> str | None:
-        epoch = self._epoch()
+        epoch = self._accepted_epoch
         if frame.epoch != epoch:
             return f"a {frame.type.name} frame of epoch {frame.epoch} for a site that is in epoch {epoch}"
         if frame.volume != self._volume:
@@ -244,6 +247,7 @@ class SetReceiver:
     async def _take(self, channel: Channel, frame: Frame) -> None:
         if frame.type is FrameType.HASHES:
             await self._answer(channel, frame)
+            self._accepted_epoch = self._epoch()  # time has passed
             return
         try:
             for one in unpack(frame) if frame.type is FrameType.SET_PACKED else (frame,):

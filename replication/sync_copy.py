@@ -389,30 +389,44 @@ class SyncCopy(SyncLedger):
         stream = self._stream
         assert stream is not None
         while True:
-            changed = False
-            for frame in await stream.channel.receive():
-                if frame.type is FrameType.RECEIVED:
-                    self._on_received(stream, frame)
-                    changed = True
-                elif frame.type is FrameType.FLUSHED:
-                    self._on_flushed(frame)
-                elif frame.type is FrameType.DIFFER:
-                    self._on_differ(stream, frame)
-                elif frame.type is FrameType.MARKER_DIGESTS:
-                    self._markers.add(frame.sequence, decode_marker_digests(frame))
-                else:
-                    raise_if_refused(frame)
-                    raise RemoteProtocolError(f"a {frame.type.name} frame has no place here")
-            if changed and self.on_received is not None:
-                self.on_received()
-            self._progress.unpark_all()
+            self._take(stream, await stream.channel.receive())
+
+    def _look(self) -> bool:
+        stream = self._stream
+        if stream is None:
+            return False
+        try:
+            frames = stream.channel.receive_in_place()
+            if frames:
+                self._take(stream, frames)
+        except (PeerUnreachable, PeerRefused, RemoteProtocolError) as error:
+            stream.channel.fail(error)  # the receiving task hears of it and ends the conversation
+            return False
+        return bool(frames)
+
+    def _take(self, stream: SyncStream, frames: Sequence[Frame]) -> None:
+        changed = False
+        for frame in frames:
+            if frame.type is FrameType.RECEIVED:
+                self._on_received(stream, frame)
+                changed = True
+            elif frame.type is FrameType.FLUSHED:
+                self._on_flushed(stream, frame)
+                changed = True
+            elif frame.type is FrameType.DIFFER:
+                self._on_differ(stream, frame)
+            elif frame.type is FrameType.MARKER_DIGESTS:
+                self._markers.add(frame.sequence, decode_marker_digests(frame))
+            else:
+                raise_if_refused(frame)
+                raise RemoteProtocolError(f"a {frame.type.name} frame has no place here")
+        if changed and self.on_received is not None:
+            self.on_received()
+        self._progress.unpark_all()
 
     def _on_received(self, stream: SyncStream, frame: Frame) -> None:
         copied = decode_received(frame)
-        if frame.sequence > stream.sent:
-            raise RemoteProtocolError(
-                f"site {self.peer} acknowledges {frame.sequence}, {stream.sent} was sent last"
-            )
+        self._check_sent(stream, frame)
         stream.answered = max(stream.answered, frame.sequence)
         if stream.resync is not None:
             stream.resync.acknowledged(copied)
@@ -437,10 +451,18 @@ class SyncCopy(SyncLedger):
         self._event(Event.IN_STEP, f"site {self.peer} has everything")
         self._send_flush()
 
-    def _on_flushed(self, frame: Frame) -> None:
+    def _on_flushed(self, stream: SyncStream, frame: Frame) -> None:
+        self._check_sent(stream, frame)
         self._flags_answered |= frame.flags
-        if self._in_step and frame.sequence <= self._received:
+        if self._in_step:
+            self._received = max(self._received, frame.sequence)
             self._durable = max(self._durable, frame.sequence)
+
+    def _check_sent(self, stream: SyncStream, frame: Frame) -> None:
+        if frame.sequence > stream.sent:
+            raise RemoteProtocolError(
+                f"site {self.peer} acknowledges {frame.sequence}, {stream.sent} was sent last"
+            )
 
     def _on_differ(self, stream: SyncStream, frame: Frame) -> None:
         if stream.resync is None:

@@ -84,7 +84,8 @@ class SyncLedger:
         """Return when the secondary has everything up to `sequence`. DeviceError when protection gives up."""
         while self._received < sequence and not self.unprotected:
             self._raise_refusal()
-            await self._progress.park()
+            if not self._look():
+                await self._progress.park()
         if self._permanent is not None and self._received < sequence:
             raise self._permanent
 
@@ -92,9 +93,14 @@ class SyncLedger:
         """Return when the secondary has all up to `sequence` durable; DeviceError as in wait_received."""
         while self._durable < sequence and not self.unprotected:
             self._raise_refusal()
-            await self._progress.park()
+            if not self._look():
+                await self._progress.park()
         if self._permanent is not None and self._durable < sequence:
             raise self._permanent
+
+    def _look(self) -> bool:
+        """Whether something was heard from the secondary, in place; else the caller waits for `_progress`."""
+        return False
 
     def refusal(self) -> DeviceError | None:
         """Why a new write must be refused now; None if it need not."""

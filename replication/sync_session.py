@@ -17,6 +17,7 @@ from replication.bodies import (
     DIGEST_BYTES,
     FLUSH_CLEAN,
     FLUSH_SUSPEND,
+    WRITE_FLUSH,
     WRITE_MORE,
     Differ,
     MarkerDigests,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReceivingArea", "ReceivingPositions", "SyncSession"]
 
-RECORD_SECONDS: Final = 0.005
+RECORD_SECONDS: Final = 0.02
 """Pause between two records of what is durable: what a crash of this host may make it forget that it has."""
 _DIGESTS_A_FRAME: Final = 65536
 _ENTRIES: Final = frozenset({FrameType.WRITE, FrameType.DISCARD, FrameType.MARKER, FrameType.BARRIER})
@@ -168,9 +169,13 @@ class SyncSession:
             if waiting is not None:
                 await waiting
         if self._may_flush_in_place():
-            self._flush_in_place()
-            await self._answer_flush(self._stream)
-        elif self._unanswered:
+            stream = self._stream
+            self._flush_in_place(stream)
+            await self._answer_flush(stream)
+            return
+        if self._flush_asked:
+            self._flush_wanted.set()
+        if self._unanswered:
             await self._answer()
 
     async def _answer(self) -> None:
@@ -194,10 +199,9 @@ class SyncSession:
 
     def _expect(self, sequence: int) -> None:
         """The one check of continuity: every entry follows the one before it."""
-        if sequence != self._stream + 1:
-            raise _Gap(
-                f"site {self._receiver.site} has the stream up to {self._stream} and was sent {sequence}"
-            )
+        stream = self._stream
+        if sequence != stream + 1:
+            raise _Gap(f"site {self._receiver.site} has the stream up to {stream} and was sent {sequence}")
 
     async def _enter(self) -> None:
         """Before the first entry of a connection: from here on the area holds the stream of this epoch."""
@@ -223,6 +227,8 @@ class SyncSession:
         self._area.write(offset, data)
         if not frame.flags & WRITE_MORE:
             self._advance(frame.sequence)
+        if frame.flags & WRITE_FLUSH:
+            self._ask_for_flush(0)
 
     def _discard(self, frame: Frame) -> None:
         offset, _, length = decode_discard(frame)
@@ -306,7 +312,6 @@ class SyncSession:
     def _ask_for_flush(self, flags: int) -> None:
         self._flush_flags |= flags
         self._flush_asked = True
-        self._flush_wanted.set()
 
     async def _flusher(self) -> None:
         """Flush whenever asked; whatever is asked for meanwhile shares the next flush."""
@@ -331,14 +336,14 @@ class SyncSession:
             and self._area.is_quick_to_flush
         )
 
-    def _flush_in_place(self) -> None:
+    def _flush_in_place(self, stream: int) -> None:
         self._flush_asked = False
         self._area.flush()
         facts = self._record.facts
-        if not facts.copying and facts.durable_sequence != self._stream:
+        if not facts.copying and facts.durable_sequence != stream:
             # Believed now and answered now, put on record a moment later: after a crash of this host the
             # record is a lower bound, and what is between is sent again or compared.
-            self._record.facts = facts._replace(durable_sequence=self._stream)
+            self._record.facts = facts._replace(durable_sequence=stream)
             self._unrecorded.set()
 
     async def _recorder(self) -> None:
@@ -369,11 +374,13 @@ class SyncSession:
         await self._answer_flush(target, flags, last)
 
     async def _answer_flush(self, target: int, flags: int = 0, last: bool = False) -> None:
-        """FLUSHED, and in the same message the RECEIVED of what it covers, which it never overtakes."""
+        """FLUSHED; before it, in the same message, the RECEIVED of what it covers if that says more."""
         answer: list[_Buffer] = []
         if self._unanswered:
             self._unanswered = False
-            answer += encode_received(self._volume, self._epoch, self._stream, self._copied)
+            facts = self._record.facts
+            if last or facts.copying or not facts.in_step or target != self._stream:
+                answer += encode_received(self._volume, self._epoch, self._stream, self._copied)
         if last:
             answer += encode_received(self._volume, self._epoch, target, self._copied, in_step=True)
         answer += encode(FrameType.FLUSHED, self._volume, self._epoch, target, flags=flags)

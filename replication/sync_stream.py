@@ -13,6 +13,7 @@ from replication.bodies import (
     COPY_LAST,
     MAX_DATA_BYTES,
     MAX_RANGES,
+    WRITE_FLUSH,
     WRITE_MORE,
     FarPosition,
     Hashes,
@@ -54,12 +55,28 @@ class Readable(Protocol):
     def read(self, offset: int, length: int) -> bytes: ...
 
 
-def encode_entry(volume: bytes, epoch: int, entry: Entry) -> list[Buffer]:
-    """The frame of an entry, or several of a long write. DeviceError if it is one that cannot be sent."""
+def encode_entry(volume: bytes, epoch: int, entry: Entry, *, flush: bool = False) -> list[Buffer]:
+    """The frame of an entry, or several of a long write; with `flush` the wish for a flush behind it.
+
+    DeviceError if it is one that cannot be sent.
+    """
     if entry.kind == WRITE:
         if len(entry.payload) > MAX_DATA_BYTES:
-            return _encode_long(volume, epoch, entry)
-        return encode_write(volume, epoch, entry.sequence, entry.offset, entry.timestamp_ns, entry.payload)
+            return _encode_long(volume, epoch, entry, WRITE_FLUSH if flush else 0)
+        return encode_write(
+            volume,
+            epoch,
+            entry.sequence,
+            entry.offset,
+            entry.timestamp_ns,
+            entry.payload,
+            flags=WRITE_FLUSH if flush else 0,
+        )
+    frame = _encode_other(volume, epoch, entry)
+    return frame + encode(FrameType.FLUSH, volume, epoch, entry.sequence) if flush else frame
+
+
+def _encode_other(volume: bytes, epoch: int, entry: Entry) -> list[Buffer]:
     if entry.kind == BARRIER:
         return encode(FrameType.BARRIER, volume, epoch, entry.sequence)
     if entry.kind == DISCARD:
@@ -74,12 +91,12 @@ def encode_entry(volume: bytes, epoch: int, entry: Entry) -> list[Buffer]:
     return encode_marker(volume, epoch, entry.sequence, marker)
 
 
-def _encode_long(volume: bytes, epoch: int, entry: Entry) -> list[Buffer]:
+def _encode_long(volume: bytes, epoch: int, entry: Entry, last_flags: int) -> list[Buffer]:
     buffers: list[Buffer] = []
     view = memoryview(entry.payload)
     for at in range(0, len(view), MAX_DATA_BYTES):
         part = view[at : at + MAX_DATA_BYTES]
-        flags = WRITE_MORE if at + len(part) < len(view) else 0
+        flags = WRITE_MORE if at + len(part) < len(view) else last_flags
         offset = entry.offset + at
         buffers += encode_write(volume, epoch, entry.sequence, offset, entry.timestamp_ns, part, flags=flags)
     return buffers
@@ -134,9 +151,10 @@ class SyncStream:
         last = entries[-1].sequence
         if self.live and entries[0].sequence == self.sent + 1 and self.channel.room > 0:
             try:
-                buffers = [b for entry in entries for b in encode_entry(self._volume, self._epoch, entry)]
-                if flush:
-                    buffers += encode(FrameType.FLUSH, self._volume, self._epoch, last)
+                buffers: list[Buffer] = []
+                for entry in entries[:-1]:
+                    buffers += encode_entry(self._volume, self._epoch, entry)
+                buffers += encode_entry(self._volume, self._epoch, entries[-1], flush=flush)
                 self.channel.send_nowait(buffers)
             except (PeerUnreachable, PeerRefused, RemoteProtocolError, LocalProtocolError, DeviceError):
                 # The receiving task hears of it too; the entries are in the queue.

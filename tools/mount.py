@@ -29,7 +29,7 @@ from tools.errors import ExitCode, Failure, explain
 from tools.mount_table import mount_source
 from tools.options import ConfigOption, SiteName, config_path
 from tools.render import note
-from tools.running import ended_by_signal, keep_freed_memory, log_to_standard_error, run_trio
+from tools.running import ended_by_signal, keep_freed_memory, log_to_standard_error, run_serving
 
 DRAIN_SECONDS: Final = 600.0  # what a clean end may take: everything dirty goes to both near sites
 # What fstab and mount(8) say for their own use; a file system accepts and drops it.
@@ -115,7 +115,7 @@ def serve_mount(config: Config, site: SiteName, mountpoint: str, options: MountO
     # The record is there before the mount point is: whoever sees the one and unmounts it finds the other.
     begun = partial(background.write_record, directory, place, site)
     try:
-        run_trio(serve, config, site, place, options, begun, mounted)
+        run_serving(serve, config, site, place, options, begun, mounted)
     except BaseException as error:
         sentence, code = explain(error)
         ready.failed(sentence, code)

@@ -1,6 +1,7 @@
 """How a command runs its asynchronous part, and how a long-running one is asked to end."""
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -10,6 +11,8 @@ from typing import Final, TypeVar, TypeVarTuple
 
 import trio
 
+from jfs.in_place import InPlace
+
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
@@ -18,10 +21,24 @@ M_TRIM_THRESHOLD: Final = -1
 M_MMAP_THRESHOLD: Final = -3
 KEPT_BYTES: Final = 64 << 20
 
+COLLECTION_OBJECTS: Final = 20_000  # made and not yet freed again
+
 
 def run_trio(work: Callable[[*Arguments], Awaitable[Result]], *arguments: *Arguments) -> Result:
     """Run `work` to its end; Ctrl-C arrives as KeyboardInterrupt."""
     return trio.run(work, *arguments)
+
+
+def run_serving(work: Callable[[*Arguments], Awaitable[Result]], *arguments: *Arguments) -> Result:
+    """`run_trio` for the two commands that stay: their answers wait in place where they can."""
+    place = InPlace()
+
+    async def run() -> Result:
+        place.begin()
+        collect_seldom()
+        return await work(*arguments)
+
+    return trio.run(run, instruments=[place])
 
 
 def log_to_standard_error() -> None:
@@ -41,6 +58,13 @@ def keep_freed_memory() -> None:
     if mallopt is not None:  # another C library does as it likes
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES // 2)
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def collect_seldom() -> None:
+    """For the two commands that stay: look for garbage in cycles, of which they make little, now and then."""
+    gc.collect()
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(COLLECTION_OBJECTS, 20, 20)
 
 
 async def ended_by_signal(stop: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from replication.site import SiteError, run_site
 from tools.errors import ExitCode, Failure
 from tools.options import ConfigOption, SiteName, config_path
 from tools.render import note
-from tools.running import keep_freed_memory, log_to_standard_error, run_trio
+from tools.running import keep_freed_memory, log_to_standard_error, run_serving
 
 
 def site(name: SiteName, /, *, config: ConfigOption = None) -> int:
@@ -24,7 +24,7 @@ def site(name: SiteName, /, *, config: ConfigOption = None) -> int:
     log_to_standard_error()
     keep_freed_memory()
     try:
-        run_trio(partial(run_site, loaded, name, ready=lambda: tell_ready(loaded, name)))
+        run_serving(partial(run_site, loaded, name, ready=lambda: tell_ready(loaded, name)))
     except SiteError as error:
         raise Failure(str(error), ExitCode.REFUSED) from error
     return ExitCode.OK

@@ -164,9 +164,12 @@ class State(msgspec.Struct):
     @classmethod
     def unpack(cls, data: bytes) -> "State":
         """The state of stored bytes; StateDamaged where they are not what was put there."""
-        if len(data) != STATE.size or _checked(b"state", data) != data:
+        if len(data) != STATE.size:
             raise StateDamaged("the state record of the queue is damaged")
-        return cls(*STATE.unpack(data)[:-1])
+        *fields, check = STATE.unpack(data)
+        if check != xxhash.xxh3_64_intdigest(b"state" + data[: -CHECK.size]):
+            raise StateDamaged("the state record of the queue is damaged")
+        return cls(*fields)
 
     @property
     def held_bytes(self) -> int:

@@ -104,9 +104,10 @@ class WritePositions:
         try:
             yield
         except OSError as error:
-            raise DeviceError(
-                error.errno or errno.EIO, f"cannot {deed} {self._path}: {error.strerror}"
-            ) from error
+            raise self._refused(deed, error) from error
+
+    def _refused(self, deed: str, error: OSError) -> DeviceError:
+        return DeviceError(error.errno or errno.EIO, f"cannot {deed} {self._path}: {error.strerror}")
 
     def _forget(self) -> None:
         self._maps: list[_Map] = []
@@ -332,8 +333,11 @@ class WritePositions:
 
     def write_out(self) -> None:
         """Hands what is buffered to the host (no fsync): do it before the writes it names are made."""
-        with self._lock, self._refusals("write"):
-            self._write_buffer()
+        with self._lock:
+            try:
+                self._write_buffer()
+            except OSError as error:
+                raise self._refused("write", error) from error
 
     def _write_buffer(self) -> None:
         if not self._buffer:

@@ -5,9 +5,8 @@ room.
 import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Self, TypeAlias
 from uuid import UUID
 
@@ -33,6 +32,25 @@ def is_full(error: OSError | lmdb.Error) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, lmdb.MapFullError) or error.code in (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Refusals:
+    """See `QueueFiles._refusals`; a class, because a generator would cost as much as what it guards."""
+
+    __slots__ = ("_deed", "_queue")
+
+    def __init__(self, queue: "QueueFiles", deed: str) -> None:
+        self._queue = queue
+        self._deed = deed
+
+    def __enter__(self) -> None:
+        """Nothing to begin."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, lmdb.Error | OSError):
+            raise self._queue._refused(self._deed, error) from error
 
 
 class QueueFiles:
@@ -208,13 +226,9 @@ class QueueFiles:
         except OSError:
             path.unlink(missing_ok=True)
 
-    @contextmanager
-    def _refusals(self, deed: str) -> Iterator[None]:
-        """Turns what LMDB and the host raise into a DeviceError."""
-        try:
-            yield
-        except (lmdb.Error, OSError) as error:
-            raise self._refused(deed, error) from error
+    def _refusals(self, deed: str) -> "_Refusals":
+        """Turns what LMDB and the host raise meanwhile into a DeviceError."""
+        return _Refusals(self, deed)
 
     def _refused(self, deed: str, error: lmdb.Error | OSError) -> DeviceError:
         if is_full(error):

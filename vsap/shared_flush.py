@@ -15,7 +15,7 @@ class _Round:
     def __init__(self, target: int) -> None:
         self.target = target
         self.error: DeviceError | None = None
-        self.done = trio.Event()
+        self.done = trio.lowlevel.ParkingLot()
 
 
 class SharedFlush:
@@ -33,7 +33,7 @@ class SharedFlush:
             if round_ is None:
                 await self._lead(issued())
                 return
-            await round_.done.wait()
+            await round_.done.park()
             if round_.target >= target:
                 if round_.error is not None:
                     raise round_.error
@@ -55,4 +55,5 @@ class SharedFlush:
             if cancelled:
                 round_.target = -1  # who waits must lead one of its own
             self._round = None
-            round_.done.set()
+            if round_.done:
+                round_.done.unpark_all()

@@ -32,10 +32,9 @@ from vsap.shared_flush import SharedFlush
 
 PUSH_BYTES = 1 << 20
 """More than this is pushed at once."""
-PUSH_SECONDS = 0.001
-"""What nobody waits for is pushed after this time: a flush that comes meanwhile takes it along."""
-RECORD_SECONDS = 0.005
-"""Pause between two records of what is eligible: one that comes meanwhile may be taken along by an append."""
+TICK_SECONDS = 0.005
+"""What nobody waits for is pushed after this time: a flush that comes meanwhile takes it along. So it is with
+the record of what is eligible, which an append may take along."""
 MOST_LEAVES = 1 << 16
 LARGEST_LEAF_BYTES = 1 << 30
 """What a marker may ask for: its digests travel in one frame."""
@@ -125,7 +124,6 @@ class VirtualArea:
         self._far_site = state.far_site
         self._shared = SharedFlush(self._flush_once)
         self._wake = trio.Event()
-        self._progress = trio.Event()
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
         if remote is not None:
@@ -151,32 +149,24 @@ class VirtualArea:
                 await self._manager.__aexit__(None, None, None)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Pushes what was collected, a moment after it was issued; until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._record_forever)
-            task_status.started()
-            while True:
-                await self._wake.wait()
-                self._wake = trio.Event()
-                await trio.sleep(PUSH_SECONDS)
-                try:
-                    self._push()
-                except DeviceError:
-                    # Kept in _failure: writes are refused and waiters told; meanwhile the host may recover.
-                    await trio.sleep(RETRY_SECONDS)
-                    self._wake.set()
-
-    async def _record_forever(self) -> None:
+        """Pushes what was collected and records how far it came, at the end of a tick; until cancelled."""
+        task_status.started()
         while True:
-            await self._progress.wait()
-            self._progress = trio.Event()
-            try:
-                self.record_progress()
-            except DeviceError:
-                # The positions recorded last stay; they only ever promise less.
-                self._progress.set()
+            if not self._wake.is_set():
+                await self._wake.wait()
+            self._wake = trio.Event()
+            await trio.sleep(TICK_SECONDS)
+            refused = False
+            for work in (self._push, self.record_progress):
+                try:
+                    work()
+                except DeviceError:
+                    # What was not pushed is kept: writes are refused and waiters told why. Positions that
+                    # were not recorded only promise less. Meanwhile the host may recover.
+                    refused = True
+            if refused:
                 await trio.sleep(RETRY_SECONDS)
-            await trio.sleep(RECORD_SECONDS)
+                self._wake.set()
 
     async def recover(self) -> Recovery:
         """Before the first write: repeats what came after the last common flush, at A and at C (P3)."""
@@ -320,7 +310,7 @@ class VirtualArea:
         if eligible > self._eligible:
             self._eligible = eligible
         if eligible > self._told_eligible or self._common_flush() > self._common:
-            self._progress.set()
+            self._wake.set()
 
     def _common_flush(self) -> int:
         """Sequence up to which A and C both are on stable storage."""

@@ -54,6 +54,7 @@ class Kernel:
         ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         self._theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        self._ours = ours
         self._socket = trio.socket.from_stdlib_socket(ours)
         self.requests = Requests(file_system)
         self.door = Door(self.requests)
@@ -81,6 +82,17 @@ class Kernel:
     async def tell(self, opcode: int, ino: int, body: bytes = b"") -> None:
         """A request without an answer."""
         await self._socket.send(request(opcode, ino, body, unique=0))
+
+    async def ask_together(self, *asked: tuple[int, int, bytes]) -> list[tuple[int, bytes]]:
+        """Requests (opcode, inode, body) that are all there before the first is read, and their answers."""
+        waiting: dict[int, trio.Event] = {}
+        for opcode, ino, body in asked:
+            self._unique += 1
+            waiting[self._unique] = self._waiting[self._unique] = trio.Event()
+            self._ours.send(request(opcode, ino, body, unique=self._unique))
+        for event in waiting.values():
+            await event.wait()
+        return [self._answers.pop(unique) for unique in waiting]
 
     async def ask(
         self, opcode: int, ino: int, body: bytes = b"", user: tuple[int, int] = ROOT

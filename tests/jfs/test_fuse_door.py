@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 import trio
+import trio.testing
 
 from jfs import fuse_door, fuse_requests
 from jfs import fuse_wire as wire
@@ -126,6 +127,77 @@ async def test_pages_that_the_kernel_writes_back_run_only_so_far_ahead(bench: Be
         await bench.write(ino, number * 4096, b"x" * 4096)
         assert bench.device.completed == bench.device.issued_sequence - WRITES_AHEAD
     assert await bench.ask(wire.FSYNC, ino, FSYNC) == (0, b"")
+
+
+async def test_fsyncs_that_are_there_share_one_flush(bench: Bench) -> None:
+    files = [await bench.make(b"%d" % number) for number in range(4)]
+    flushes = bench.device.flushes
+    requests = [(wire.WRITE, ino, write_in(0, b"x" * 4096)) for ino in files]
+    requests += [(wire.FSYNC, ino, FSYNC) for ino in files] + [(wire.FSYNCDIR, 1, FSYNC)]
+    answers = await bench.kernel.ask_together(*requests)
+    assert [error for error, _ in answers] == [0] * len(requests)
+    assert bench.device.flushes - flushes <= 2, "one, and one that orders new data before the log"
+    again = FileSystem(await Store.open(bench.device))
+    for number, ino in enumerate(files):
+        node = again.lookup(1, b"%d" % number)
+        assert node is not None
+        assert node.ino == ino
+        assert bytes(again.read(ino, 0, 4096)) == b"x" * 4096
+
+
+async def test_writes_of_applications_that_are_there_wait_together(bench: Bench) -> None:
+    ino = await bench.make(b"f")
+    await bench.write(ino, 0, bytes(4096))
+    waits: list[int] = []
+    real = bench.device.complete
+
+    async def complete(sequence: int) -> None:
+        waits.append(sequence)
+        await real(sequence)
+
+    bench.device.complete = complete  # type: ignore[method-assign]
+    data = [write_in(4096 * number, b"x" * 4096, os.O_RDWR | os.O_DIRECT) for number in range(4)]
+    answers = await bench.kernel.ask_together(*((wire.WRITE, ino, body) for body in data))
+    assert answers == [(0, wire.WRITE_OUT.pack(4096, 0))] * 4
+    assert waits == [bench.device.issued_sequence]
+
+
+async def test_all_that_share_a_flush_hear_of_its_failure(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = [await bench.make(b"%d" % number) for number in range(3)]
+    bench.device.failing_flushes = 1
+    with caplog.at_level(logging.ERROR):
+        answers = await bench.kernel.ask_together(*((wire.FSYNC, ino, FSYNC) for ino in files))
+    assert [error for error, _ in answers] == [errno.EIO] * 3
+    assert len(caplog.records) == 1
+    answers = await bench.kernel.ask_together(*((wire.FSYNC, ino, FSYNC) for ino in files))
+    assert [error for error, _ in answers] == [0] * 3
+
+
+async def test_a_flush_that_takes_its_time_holds_up_nobody_else(bench: Bench) -> None:
+    ino = await bench.make(b"f")
+    let_go = trio.Event()
+    real = bench.device.flush
+
+    async def flush() -> None:
+        await let_go.wait()
+        await real()
+
+    bench.device.flush = flush  # type: ignore[method-assign]
+    answers: list[tuple[int, bytes]] = []
+
+    async def ask() -> None:
+        answers.append(await bench.ask(wire.FSYNC, ino, FSYNC))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            await bench.kernel.attributes(ino)
+        assert not answers
+        let_go.set()
+    assert answers == [(0, b"")] * 3
 
 
 async def test_a_device_that_refuses_gives_eio_and_changes_nothing(bench: Bench) -> None:

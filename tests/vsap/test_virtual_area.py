@@ -17,7 +17,7 @@ from vsap.digest import digest_ranges
 from vsap.positions import WritePositions
 from vsap.queue import EntryQueue
 from vsap.remote import RemoteCopy
-from vsap.virtual import PUSH_SECONDS, RECORD_SECONDS, VirtualArea
+from vsap.virtual import TICK_SECONDS, VirtualArea
 
 pytestmark = pytest.mark.usefixtures("autojump_clock")
 
@@ -54,7 +54,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 async def settle() -> None:
     """Long enough, on the tests' clock, for what was issued to be pushed and positions to be recorded."""
-    await trio.sleep(2 * (PUSH_SECONDS + RECORD_SECONDS))
+    await trio.sleep(10 * TICK_SECONDS)
 
 
 def test_it_is_a_block_device_and_the_fake_a_remote_copy(site: Site) -> None:

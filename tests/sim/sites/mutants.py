@@ -151,7 +151,7 @@ def _shipped_before_eligible() -> list[Change]:
     def on_progress(self: VirtualArea) -> None:
         real(self)
         self._eligible = self._pushed
-        self._progress.set()
+        self._wake.set()
 
     def push(self: VirtualArea, **named: Any) -> None:  # noqa: ANN401
         real_push(self, **named)

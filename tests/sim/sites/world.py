@@ -350,7 +350,9 @@ def run(world: World, seed: str, main: Callable[[], Awaitable[None]]) -> None:
             finally:
                 for host in world.hosts.values():
                     for name in list(host.processes):
-                        process = host.processes[name]
+                        process = host.processes.get(name)
+                        if process is None:
+                            continue  # it ended while another was waited for
                         host.kill(name)
                         with trio.CancelScope(shield=True):
                             await process.reap()
