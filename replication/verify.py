@@ -243,7 +243,7 @@ def _stopped(survey: Survey, roles: Roles) -> dict[SiteName, str]:
         pair.target: f"its pair is {pair.state}; `trisite pair {way} {pair.source},{pair.target}` copies "
         "what it missed"
         for pair in survey.reports[roles.writer].pairs
-        if pair.source == roles.writer and pair.since >= roles.since
+        if pair.source == roles.writer and pair.epoch == roles.epoch
         for state, way in ((State.SUSPEND, "resync"), (State.SIMPLEX, "create"))
         if pair.state == state
     }
