@@ -4,6 +4,7 @@ import errno
 import random
 import threading
 from pathlib import Path
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -421,7 +422,7 @@ async def test_no_protection_only_after_the_secondary_was_told(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"volume": "another"}, "holds volume"),
+        ({"volume": str(UUID(int=5))}, "holds volume"),
         ({"size_bytes": 4096}, "must have the size"),
         ({"roles": Roles(epoch=9, writer="primary", sync_to="sync")}, "epoch 9"),
     ],
