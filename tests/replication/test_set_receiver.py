@@ -2,7 +2,8 @@
 
 import errno
 import random
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -10,11 +11,23 @@ import trio
 
 from jfs.errors import DeviceError
 from replication import set_receiver
-from replication.bodies import Hashes, Marker, SetKind
+from replication.bodies import (
+    Hashes,
+    Marker,
+    SetBegin,
+    SetCommit,
+    SetKind,
+    encode_set_begin,
+    encode_set_commit,
+    encode_write,
+)
+from replication.channel import Channel
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.far_site import FarSite, open_far_site
+from replication.frames import Frame, FrameType
+from replication.packing import UNPACKED_BYTES_MAX, Packer
 from replication.position import NOWHERE, Position
-from replication.set_journal import JournalError
+from replication.set_journal import CheckedFrame, JournalError, JournalledSet, SetJournal
 from replication.set_receiver import NotConsistent, SetReceiver
 from tests.replication.far_pair import BLOCK, SIZE, VOLUME, Target, channel_pair
 from tests.replication.sync_pair import until
@@ -248,6 +261,42 @@ async def test_a_source_that_is_held_back_does_not_think_the_site_dead(
         await applied(receiver, 4)
         await send(far, 5, 5)
         await far.wait_durable(Position(1, 5))
+
+
+async def test_what_packed_frames_expand_to_is_bounded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred bytes become half a MiB: a receiver that cannot store takes no more of them than fit."""
+    monkeypatch.setattr(set_receiver, "PENDING_BYTES", 1 << 20)
+    target = Target(random.Random(seed), Position(1, 0))
+    stored, append, take = threading.Event(), SetJournal.append, SetReceiver._take
+    most = 0
+
+    async def taking(self: SetReceiver, channel: Channel, frame: Frame) -> None:
+        nonlocal most
+        await take(self, channel, frame)
+        most = max(most, self._pending_bytes)
+
+    monkeypatch.setattr(SetReceiver, "_take", taking)
+
+    def blocked(self: SetJournal, frames: Sequence[CheckedFrame]) -> list[JournalledSet]:
+        assert stored.wait(60)
+        return append(self, frames)
+
+    monkeypatch.setattr(SetJournal, "append", blocked)
+    begin = encode_set_begin(VOLUME, 1, 1, SetBegin(1, 0, 1, SetKind.ENTRIES))
+    data = encode_write(VOLUME, 1, 1, 0, 1, bytes(40 * BLOCK), FrameType.SET_DATA)
+    sent = 60
+    packed = Packer().pack(VOLUME, 1, [*data, *data, *data])
+    async with receiving(target) as (far, receiver):
+        await far.first_report()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(far.channel.send, [*begin, *(list(packed) * sent)])
+            await until(lambda: most > 1 << 20)
+            stored.set()
+            await far.channel.send(
+                encode_set_commit(VOLUME, 1, 1, SetCommit(3 * sent, 3 * sent * 40 * BLOCK))
+            )
+        await applied(receiver, 1)
+    assert most <= (1 << 20) + UNPACKED_BYTES_MAX
 
 
 async def test_a_newer_connection_takes_the_place_of_the_old_one(seed: int) -> None:
