@@ -33,6 +33,7 @@ from replication.local_link import (
 from replication.messages import Hello, Refused, Reply, Request, Welcome, decode_json
 from replication.packing import UNPACKED_BYTES_MAX, unpack
 from replication.position import EpochStart, Position, Stream, judge
+from replication.received_record import ReceivedRecord
 from replication.set_format import (
     Place,
     SetReader,
@@ -414,6 +415,33 @@ def written_positions(rng: random.Random) -> None:
             record.close()
 
 
+def _received() -> bytes:
+    """The record of what a sync site holds."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "received"
+        with ReceivedRecord(path, UUID(bytes=VOLUME), boot=BOOT) as record:
+            record.save(record.facts._replace(epoch=3, durable_sequence=9, in_step=True))
+            record.received_sequence = 12
+        return path.read_bytes()
+
+
+BOOT: Final = "0" * 36
+RECEIVED: Final = _received()
+SLOT_AT: Final = len(RECEIVED) // 2
+"""The slots are in the second of two pages."""
+
+
+def received_record(rng: random.Random) -> None:
+    """The same, broken in its slots, or anywhere."""
+    slots = bytes_from(rng, [RECEIVED[SLOT_AT : SLOT_AT + 1024]])
+    data = RECEIVED[:SLOT_AT] + slots if rng.random() < 0.8 else bytes_from(rng, [RECEIVED])
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "received"
+        path.write_bytes(data.ljust(len(RECEIVED), b"\0"))
+        with ReceivedRecord(path, UUID(bytes=VOLUME), boot=BOOT) as record:
+            assert record.facts.durable_sequence <= record.received_sequence
+
+
 _PEER = (RemoteProtocolError,)
 TARGETS: Final = (
     Target("stream", _PEER, broken_stream, 150),
@@ -429,7 +457,8 @@ TARGETS: Final = (
     Target("slot", (ValueError,), journal_slot, 20),
     Target("journal", (JournalError,), journal, 10),
     Target("queue", (CorruptionError, StateDamaged, ValueError), queue_record, 40),
-    Target("condition", (CorruptionError,), condition, 9),
+    Target("condition", (CorruptionError,), condition, 8),
+    Target("received", (CorruptionError,), received_record, 1),
     Target("positions", (CorruptionError,), written_positions, 1),
 )
 assert sum(target.share for target in TARGETS) == 1000
