@@ -1,10 +1,12 @@
 """Directories: names hashed to buckets, and cookies that stay true while names come and go.
 
 Pure: no tree, no device. A directory entry lives in the *bucket* of its name's hash. The hash has 55 bits and
-is seeded by the volume, so a bucket nearly always holds one name. The key suffix of a bucket is ``hash <<
-8``; within the bucket every name has a *slot* (0..255) that it keeps until it is removed. ``hash << 8 |
-slot`` is therefore a position in the directory that never moves: the *cookie* of readdir, positive in a
-signed 64-bit number.
+is seeded by the volume, so a bucket nearly always holds one name. Its upper bits are the same for names that
+are likely to be used together, such as `page-0017.png` and `page-0018.png`: so they lie side by side in the
+tree, and making, listing and removing a thousand of them changes or reads a few leaves. The key suffix of a
+bucket is ``hash << 8``; within the bucket every name has a *slot* (0..255) that it keeps until it is removed.
+``hash << 8 | slot`` is therefore a position in the directory that never moves: the *cookie* of readdir,
+positive in a signed 64-bit number.
 
 A bucket is its entries one after the other, ascending by slot; each is a `directory entry` record and then
 the name.
@@ -23,7 +25,10 @@ from jfs.record import Field, Record
 NAME_MAX = 255
 SLOT_BITS = 8
 SLOT_COUNT = 1 << SLOT_BITS
-HASH_BITS = 55  # hash and slot together stay below 2**63: an off_t has a sign
+# Hash and slot together stay below 2**63: an off_t has a sign.
+BEGINNING_BITS, STEM_BITS, NAME_BITS = 11, 14, 30
+BEGINNING_BYTES = 8
+_NO_DIGITS = bytes(set(range(256)).difference(b"0123456789"))
 
 # Cookies of the two names that are not stored. Hashes start at 1, so every stored name has a cookie >= 256.
 COOKIE_START = 0
@@ -51,9 +56,27 @@ class Entry(NamedTuple):
     name: bytes
 
 
+def stem_of(name: bytes) -> bytes:
+    """What names of one series have in common: the name without its ending (a number is none), up to its last
+    digit (if it has any), less three characters."""
+    base, _, ending = name.rpartition(b".")
+    if not base or ending.isdigit():
+        base = name
+    return (base.rstrip(_NO_DIGITS) or base)[:-3]
+
+
 def name_hash(name: bytes, seed: int) -> int:
-    """The hash of a name, 1 <= hash < 2**55; ``seed`` is 64 bits of the volume's uuid."""
-    return (xxh3_64_intdigest(name, seed) >> (64 - HASH_BITS)) or 1
+    """The hash of a name, 1 <= hash < 2**55; ``seed`` is 64 bits of the volume's uuid.
+
+    From the top: bits of the beginning of its stem (names that begin with the time), of its stem, and of the
+    whole.
+    """
+    stem = stem_of(name)
+    return (
+        xxh3_64_intdigest(stem[:BEGINNING_BYTES], seed) >> 64 - BEGINNING_BITS << STEM_BITS + NAME_BITS
+        | xxh3_64_intdigest(stem, seed) >> 64 - STEM_BITS << NAME_BITS
+        | xxh3_64_intdigest(name, seed) >> 64 - NAME_BITS
+    ) or 1
 
 
 def suffix_of(name: bytes, seed: int) -> int:

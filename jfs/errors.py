@@ -36,5 +36,10 @@ class CorruptionError(Exception):
         self.sentence = sentence
 
 
-class NewerFormatError(CorruptionError):
-    """Nothing is damaged, but a later version of trisite wrote it: to be left exactly as it is."""
+class OtherFormatError(CorruptionError):
+    """Nothing is damaged, but a later (`newer`) or earlier version of trisite wrote it: to be left exactly as
+    it is."""
+
+    def __init__(self, sentence: str, *, newer: bool) -> None:
+        super().__init__(sentence)
+        self.newer = newer

@@ -69,6 +69,11 @@ CODES = _table(
         "a superblock slot is of a later format version: nothing is damaged, use the trisite that wrote it",
     ),
     Code(
+        "superblock-older",
+        "a superblock slot is of an earlier format version: nothing is damaged, use the trisite that wrote "
+        "it",
+    ),
+    Code(
         "superblock-slot",
         "one superblock slot cannot be read, or disagrees with the other about the volume",
         "written again from the good slot",

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from jfs.coverage import Coverage, CoveragePolicy
 from jfs.device import BlockDevice
-from jfs.errors import CorruptionError, NewerFormatError
+from jfs.errors import CorruptionError, OtherFormatError
 from jfs.freemap import FreeMap, decode_group
 from jfs.fsck_blocks import BlockUse
 from jfs.fsck_codes import Fault
@@ -42,8 +42,9 @@ def read_superblocks(device: BlockDevice) -> Superblocks:
             continue
         try:
             slots.append(Superblock.decode(device.read(slot * BLOCK_BYTES, BLOCK_BYTES), place))
-        except NewerFormatError as error:
-            found.faults.append(Fault("superblock-newer", place, error.sentence))
+        except OtherFormatError as error:
+            code = "superblock-newer" if error.newer else "superblock-older"
+            found.faults.append(Fault(code, place, error.sentence))
             return found
         except CorruptionError as error:
             found.bad_slots.append(Fault("superblock-slot", place, error.sentence))

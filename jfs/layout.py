@@ -7,10 +7,10 @@ from uuid import UUID
 from xxhash import xxh3_64_intdigest
 
 from jfs.device import BLOCK_BYTES as BLOCK_BYTES
-from jfs.errors import CorruptionError, NewerFormatError
+from jfs.errors import CorruptionError, OtherFormatError
 from jfs.record import Field, Record
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NODE_BYTES = 16384
 NODE_BLOCKS = NODE_BYTES // BLOCK_BYTES
 GROUP_BLOCKS = 8192
@@ -89,7 +89,7 @@ SUPERBLOCK = Record(
     "superblock",
     Field("checksum", "Q", "xxh3-64 of the rest of the block"),
     Field("magic", "8s", "`trisitef`"),
-    Field("version", "I", "of the format; a reader refuses a higher one"),
+    Field("version", "I", "of the format; a reader refuses any other"),
     Field("flags", "I", "1: closed cleanly"),
     Field("uuid", "16s", "of the volume"),
     Field("label", "32s", "UTF-8, padded with zeros"),
@@ -193,10 +193,12 @@ class Superblock:
         # First the checksum, which every version has here: a flipped bit is no newer format.
         if checksum != xxh3_64_intdigest(block[8:]):
             raise CorruptionError(f"{place} has a wrong checksum")
-        if version > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"{place} has format version {version}; this program knows versions up to {FORMAT_VERSION}: "
-                "use the newer trisite that wrote it"
+        if version != FORMAT_VERSION:
+            age = "newer" if version > FORMAT_VERSION else "older"
+            raise OtherFormatError(
+                f"{place} has format version {version}; this program knows version {FORMAT_VERSION} only: "
+                f"use the {age} trisite that wrote it",
+                newer=version > FORMAT_VERSION,
             )
         uuid, label, generation, epoch, created_ns, block_bytes, node_bytes = (next(fields) for _ in range(7))
         if (block_bytes, node_bytes) != (BLOCK_BYTES, NODE_BYTES):

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from jfs.batch import FILE_RECORD, JUMP_BATCH, Batch, decode_records
 from jfs.coverage import Coverage, CoveragePolicy
 from jfs.device import BlockDevice
-from jfs.errors import CorruptionError, NewerFormatError
+from jfs.errors import CorruptionError, OtherFormatError
 from jfs.layout import BLOCK_BYTES, LOG_INO, SUPERBLOCK_SLOTS, LogPlace, Superblock
 from jfs.log import LogReader, LogWriter, Segment
 from jfs.runs import Run
 from jfs.volume import Volume
 
-DEFAULT_CACHE_BYTES = 64 << 20
+DEFAULT_CACHE_BYTES = 112 << 20
 
 
 def read_superblock(device: BlockDevice) -> Superblock:
@@ -28,9 +28,9 @@ def read_superblock(device: BlockDevice) -> Superblock:
             )
         except CorruptionError as fault:
             faults.append(fault)
-    newer = [fault for fault in faults if isinstance(fault, NewerFormatError)]
-    if newer or not found:
-        raise (newer or faults)[-1]
+    others = [fault for fault in faults if isinstance(fault, OtherFormatError)]
+    if others or not found:
+        raise (others or faults)[-1]
     superblock = max(found, key=lambda one: one.generation)
     if superblock.total_blocks * BLOCK_BYTES > device.size_bytes:
         raise CorruptionError(

@@ -36,38 +36,84 @@ CHILD_BYTES = KEY_BYTES + 8
 FANOUT = CAPACITY_BYTES // CHILD_BYTES
 HIGHEST_LEVEL = 15
 JOIN_BYTES = CAPACITY_BYTES // 4
-CACHED_NODE_BYTES = 2 * NODE_BYTES  # a node and its decoded keys, roughly
+CACHED_NODE_BYTES = NODE_BYTES + 512  # a leaf as it is read; the inner nodes are few
+FEW_CHANGES = 8  # of the items of a leaf, one in so many: then they are put in one by one
 
 Item: TypeAlias = tuple[bytes, bytes]
 _keys_structs: list[struct.Struct | None] = [None] * (CAPACITY_BYTES // ITEM_OVERHEAD_BYTES + 1)
 
 
-def _keys(raw: bytes, count: int) -> tuple[bytes, ...]:
-    """The keys of a node, by one C call."""
+def _keys(raw: bytes, start: int, count: int) -> tuple[bytes, ...]:
+    """Keys of a node from one on, by one C call."""
     packed = _keys_structs[count]
     if packed is None:
         packed = _keys_structs[count] = struct.Struct(f"{KEY_BYTES}s" * count)
-    return packed.unpack_from(raw, NODE.size)
+    return packed.unpack_from(raw, NODE.size + KEY_BYTES * start)
 
 
 class Leaf:
-    """A leaf as it is on the device: keys decoded, values cut out when asked for."""
+    """A leaf as it is on the device. Keys and values are cut out when asked for: in memory a leaf takes
+    what it takes on the device, and one that is read for a single item costs little more than the reading.
+    """
 
-    __slots__ = ("_bounds", "_raw", "keys")
+    __slots__ = ("_raw", "count")
 
     def __init__(self, raw: bytes, count: int) -> None:
-        base = NODE.size + ITEM_OVERHEAD_BYTES * count
         self._raw = raw
-        self.keys = _keys(raw, count)
-        ends = struct.unpack_from(f"<{count}H", raw, NODE.size + KEY_BYTES * count)
-        self._bounds = (base, *ends)
+        self.count = count
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        return _keys(self._raw, 0, self.count)
+
+    def key(self, index: int) -> bytes:
+        at = NODE.size + KEY_BYTES * index
+        return self._raw[at : at + KEY_BYTES]
+
+    def position(self, key: bytes) -> int:
+        """How many keys are below `key`."""
+        raw, low, high = self._raw, 0, self.count
+        while low < high:
+            middle = (low + high) >> 1
+            at = NODE.size + KEY_BYTES * middle
+            if raw[at : at + KEY_BYTES] < key:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key."""
+        index = self.position(key)
+        return self.value(index) if index < self.count and self.key(index) == key else None
 
     def value(self, index: int) -> bytes:
-        return self._raw[self._bounds[index] : self._bounds[index + 1]]
+        raw, ends = self._raw, NODE.size + KEY_BYTES * self.count
+        at = ends + 2 * index
+        end = raw[at] | raw[at + 1] << 8
+        start = raw[at - 2] | raw[at - 1] << 8 if index else ends + 2 * self.count
+        return raw[start:end]
 
-    def values(self) -> list[bytes]:
-        raw, bounds = self._raw, self._bounds
-        return [raw[start:end] for start, end in itertools.pairwise(bounds)]
+    def values(self, start: int = 0, stop: int | None = None) -> list[bytes]:
+        raw, count = self._raw, self.count
+        stop = count if stop is None else stop
+        ends = NODE.size + KEY_BYTES * count
+        first = raw[ends + 2 * start - 2] | raw[ends + 2 * start - 1] << 8 if start else ends + 2 * count
+        bounds = (first, *struct.unpack_from(f"<{stop - start}H", raw, ends + 2 * start))
+        return [raw[begin:end] for begin, end in itertools.pairwise(bounds)]
+
+    def items(self, start: int, stop: int) -> list[Item]:
+        """The items from one position up to another."""
+        if start >= stop:
+            return []
+        return list(zip(_keys(self._raw, start, stop - start), self.values(start, stop), strict=True))
+
+    def used_bytes(self) -> int:
+        """Of the node, by its items."""
+        if not self.count:
+            return 0
+        at = NODE.size + ITEM_OVERHEAD_BYTES * self.count - 2
+        return (self._raw[at] | self._raw[at + 1] << 8) - NODE.size
 
 
 class Branch:
@@ -76,7 +122,7 @@ class Branch:
     __slots__ = ("children", "keys")
 
     def __init__(self, raw: bytes, count: int) -> None:
-        self.keys = _keys(raw, count)
+        self.keys = _keys(raw, 0, count)
         self.children: tuple[int, ...] = struct.unpack_from(f"<{count}Q", raw, NODE.size + KEY_BYTES * count)
 
 
@@ -166,10 +212,7 @@ class Tree:
         return leaf, after
 
     def get(self, key: bytes) -> bytes | None:
-        leaf, _ = self.leaf(key)
-        keys = leaf.keys
-        index = bisect_left(keys, key)
-        return leaf.value(index) if index < len(keys) and keys[index] == key else None
+        return self.leaf(key)[0].get(key)
 
     def floor(self, key: bytes) -> bytes | None:
         """The greatest key <= `key`."""
@@ -177,9 +220,10 @@ class Tree:
 
     def _floor(self, address: int, level: int, key: bytes) -> bytes | None:
         node = self.cache.node(address, level)
-        index = bisect_right(node.keys, key) - 1
         if isinstance(node, Leaf):
-            return node.keys[index] if index >= 0 else None
+            index = node.position(key + b"\0") - 1
+            return node.key(index) if index >= 0 else None
+        index = bisect_right(node.keys, key) - 1
         found = self._floor(node.children[max(index, 0)], level - 1, key)
         if found is None and index > 0:  # the child's lowest keys were deleted since its key was written
             found = self._floor(node.children[index - 1], level - 1, key)
@@ -190,14 +234,13 @@ class Tree:
         found: list[Item] = []
         while len(found) < limit:
             leaf, after = self.leaf(first)
-            keys = leaf.keys
-            start = bisect_left(keys, first)
-            end = bisect_right(keys, last)
+            start = leaf.position(first)
+            end = leaf.position(last + b"\0")
             stop = min(end, start + limit - len(found))
-            found += [(keys[index], leaf.value(index)) for index in range(start, stop)]
+            found += leaf.items(start, stop)
             if stop < end:
                 return found, True
-            if end < len(keys) or after is None or after > last:
+            if end < leaf.count or after is None or after > last:
                 return found, False
             first = after
         return found, True
@@ -309,12 +352,18 @@ class TreeEdit:
         return _split_branch(branch.keys, branch.children, branch)
 
     def _change_leaf(self, leaf: NewLeaf, low: int, high: int) -> list[tuple[bytes, Reference]]:
+        if (high - low) * FEW_CHANGES < len(leaf.keys):
+            for index in range(low, high):
+                _change_item(leaf, self._keys[index], self._values[index])
+            return self._note_leaves(_split_leaf(leaf))
         merged: dict[bytes, bytes | None] = dict(zip(leaf.keys, leaf.values, strict=True))
         merged.update(zip(self._keys[low:high], self._values[low:high], strict=True))
         pairs = sorted([(key, value) for key, value in merged.items() if value is not None])
         leaf.keys = [key for key, _ in pairs]
         leaf.values = [value for _, value in pairs]
-        made = _split_leaf(leaf)
+        return self._note_leaves(_split_leaf(leaf))
+
+    def _note_leaves(self, made: list[tuple[bytes, Reference]]) -> list[tuple[bytes, Reference]]:
         self.new_leaves += len(made) - 1
         return made
 
@@ -416,8 +465,22 @@ def _room_of(node: Node | NewNode) -> int:
     if isinstance(node, NewLeaf):
         return node.size_bytes()
     if isinstance(node, Leaf):
-        return ITEM_OVERHEAD_BYTES * len(node.keys) + sum(map(len, node.values()))
+        return node.used_bytes()
     return CHILD_BYTES * len(node.keys)
+
+
+def _change_item(leaf: NewLeaf, key: bytes, value: bytes | None) -> None:
+    keys = leaf.keys
+    index = bisect_left(keys, key)
+    is_there = index < len(keys) and keys[index] == key
+    if value is None:
+        if is_there:
+            del keys[index], leaf.values[index]
+    elif is_there:
+        leaf.values[index] = value
+    else:
+        keys.insert(index, key)
+        leaf.values.insert(index, value)
 
 
 def _is_small(node: NewNode) -> bool:

@@ -85,3 +85,44 @@ def test_a_torn_bucket_is_noticed(cut: int) -> None:
             list(directory.entries(torn))
     else:
         assert list(directory.entries(torn)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        (b"page-0017.png", b"page-0"),
+        (b"page-0017_left.png", b"page-0"),
+        (b"song123.mp3", b"song"),
+        (b"part.00000017", b"part.00000"),
+        (b"7", b""),
+        (b".profile", b".prof"),
+        (b"read.me", b"r"),
+        (b"archive.tar.gz", b"archive."),
+        (b"1700000123.M5P77.host", b"1700000123.M5"),
+    ],
+)
+def test_the_stem_of_a_name(name: bytes, stem: bytes) -> None:
+    assert directory.stem_of(name) == stem
+
+
+@pytest.mark.parametrize(
+    "pattern", [b"file-%08d", b"IMG_%06d.jpg", b"f%06d", b"frame_%05d_left.exr", b"log.%d"]
+)
+def test_names_of_a_series_lie_side_by_side(pattern: bytes) -> None:
+    """A thousand of them, among a hundred thousand, are in some ten pieces of the directory."""
+    order = sorted(range(100_000), key=lambda number: directory.suffix_of(pattern % number, 7))
+    wanted = [20_000 <= number < 21_000 for number in order]
+    pieces = sum(one and not before for before, one in zip([False, *wanted], wanted, strict=False))
+    spread = [place for place, one in enumerate(wanted) if one]
+    assert pieces < 1000
+    assert len({place // 300 for place in spread}) < 30
+
+
+def test_any_names_have_hashes_of_their_own() -> None:
+    """Also where much of the name is the same for all."""
+    for names in (
+        [b"%x" % (number * 0x9E3779B97F4A7C15 % (1 << 64)) for number in range(100_000)],
+        [b"1700000000.M%dP%d.host" % (number * 7919 % 1_000_000, number) for number in range(100_000)],
+        [b"file-%08d" % number for number in range(100_000)],
+    ):
+        assert len({directory.suffix_of(name, 7) for name in names}) > len(names) - 10

@@ -108,7 +108,7 @@ def test_a_newer_version_is_refused_by_name() -> None:
     block = bytearray(superblock().encode())
     block[16:20] = (FORMAT_VERSION + 1).to_bytes(4, "little")
     block[:8] = xxhash.xxh3_64_intdigest(bytes(block[8:])).to_bytes(8, "little")
-    with pytest.raises(CorruptionError, match="version 2; this program knows versions up to 1"):
+    with pytest.raises(CorruptionError, match="version 3; this program knows version 2 only: use the newer"):
         Superblock.decode(bytes(block))
 
 
@@ -119,21 +119,22 @@ def test_a_flipped_bit_in_the_version_is_damage_and_not_a_newer_format() -> None
         Superblock.decode(bytes(block))
 
 
-async def test_a_slot_of_a_newer_version_is_refused_and_never_repaired() -> None:
-    """The other slot is older: going on from it, or writing over the newer one, would lose what is newer."""
+@pytest.mark.parametrize(("step", "age"), [(1, "newer"), (-1, "older")])
+async def test_a_slot_of_another_version_is_refused_and_never_repaired(step: int, age: str) -> None:
+    """The other slot has less: going on from it, or writing over that one, would lose what it has."""
     device = MemoryDevice(64 << 20)
     await make_file_system(device, volume_uuid=UUID(int=5), epoch=1, label="home")
     newest = read_superblock(device)
     slot = (newest.generation + 1) % 2 * BLOCK_BYTES
     block = bytearray(replace(newest, generation=newest.generation + 1).encode())
-    block[16:20] = (FORMAT_VERSION + 1).to_bytes(4, "little")
+    block[16:20] = (FORMAT_VERSION + step).to_bytes(4, "little")
     block[:8] = xxhash.xxh3_64_intdigest(bytes(block[8:])).to_bytes(8, "little")
     device.write(slot, bytes(block))
-    with pytest.raises(CorruptionError, match="newer trisite"):
+    with pytest.raises(CorruptionError, match=f"{age} trisite"):
         read_superblock(device)
     written = device.issued_sequence
     assert [(finding.code, finding.repaired) for finding in await repair(device)] == [
-        ("superblock-newer", False)
+        (f"superblock-{age}", False)
     ]
     assert device.issued_sequence == written
 

@@ -53,7 +53,14 @@ async def test_damage_is_found_and_repaired(case: Damage) -> None:
 
 
 async def test_every_code_has_a_damage() -> None:
-    elsewhere = {"superblock-lost", "superblock-newer", "area-truncated", "tree-node", "tree-shared"}
+    elsewhere = {
+        "superblock-lost",
+        "superblock-newer",
+        "superblock-older",
+        "area-truncated",
+        "tree-node",
+        "tree-shared",
+    }
     seen: set[str] = set()
     for case in ALL_DAMAGES:
         seen |= await case(await fresh_world())

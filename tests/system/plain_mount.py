@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "jfs"
 NOBODY = 65534
-START_SECONDS = 20
-END_SECONDS = 30
+START_SECONDS = 100
+END_SECONDS = 100
 
 
 class Mount:
