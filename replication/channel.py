@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import trio
 
@@ -33,7 +33,9 @@ DEFAULT_MAX_OUT_BYTES: Final = 16 << 20
 _RECEIVE_BYTES: Final = 256 * 1024
 _RECORD_BYTES: Final = 16 * 1024
 _JOIN_BYTES: Final = 64 * 1024
-"""Frames up to this size are joined before they are encrypted: one record costs less than two."""
+"""Frames up to this size are joined before they are encrypted: one record costs less than two. Longer ones
+are encrypted so much at a time.
+"""
 _PROGRESS_BYTES: Final = 4096
 """A peer that sends less than this, and completes no frame, in `silence_seconds` counts as silent."""
 _PINGS_PER_SILENCE: Final = 4
@@ -80,6 +82,8 @@ class Channel:
             self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._read_buffer = bytearray(_RECEIVE_BYTES)
         self._read_view = memoryview(self._read_buffer)
+        self._plain = bytearray(_RECORD_BYTES)
+        self._plain_view = memoryview(self._plain)
         self._out: deque[memoryview] = deque()
         self._out_bytes = 0
         self._max_out_bytes = max_out_bytes
@@ -113,7 +117,21 @@ class Channel:
         if self._out_bytes >= self._max_out_bytes:
             raise LocalProtocolError(f"{self._out_bytes} bytes for {self.peer} wait already")
         self._sent = True
-        data = self._encrypt(buffers) if self._tls is not None else b"".join(buffers)
+        if self._tls is None:
+            self._put(b"".join(buffers))
+        elif total_bytes(buffers) <= _JOIN_BYTES:
+            self._tls.write(b"".join(buffers))
+            self._put(self._outgoing.read())
+        else:
+            # A portion at a time: it is in the processor's cache still when it goes to the kernel.
+            for part in buffers:
+                view = memoryview(part)
+                for start in range(0, len(view), _JOIN_BYTES):
+                    self._tls.write(view[start : start + _JOIN_BYTES])
+                    self._put(self._outgoing.read())
+
+    def _put(self, data: bytes) -> None:
+        """Hand bytes to the kernel, behind those that wait; what it does not take is kept."""
         sent = 0
         if not self._out:
             try:
@@ -139,16 +157,6 @@ class Channel:
         await self._flush_out(0)
         if self._failure is not None:
             raise self._failure
-
-    def _encrypt(self, buffers: Sequence[Buffer]) -> bytes:
-        tls = self._tls
-        assert tls is not None
-        if len(buffers) > 1 and total_bytes(buffers) <= _JOIN_BYTES:
-            tls.write(b"".join(buffers))
-        else:
-            for part in buffers:
-                tls.write(part)
-        return self._outgoing.read()
 
     async def _flush_out(self, keep: int) -> None:
         """Write until at most `keep` bytes wait, or the channel has failed."""
@@ -271,10 +279,9 @@ class Channel:
 
     def _decrypt(self, tls: ssl.SSLObject) -> None:
         try:
-            while self._incoming.pending:
-                self._decoder.receive_data(tls.read(_RECORD_BYTES))
-            while tls.pending():
-                self._decoder.receive_data(tls.read(_RECORD_BYTES))
+            while self._incoming.pending or tls.pending():
+                count = cast(int, tls.read(_RECORD_BYTES, self._plain))
+                self._decoder.receive_data(self._plain_view[:count])
         except ssl.SSLWantReadError:
             return
         except ssl.SSLZeroReturnError as error:

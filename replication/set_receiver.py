@@ -42,6 +42,8 @@ APPLY_BYTES: Final = 8 << 20
 APPLY_SECONDS: Final = 0.03
 """Pause between two rounds of applying while little waits: what is journalled is safe, and many small sets
 cost less together than one by one."""
+HELD_BYTES: Final = 16 << 20
+"""Data of sets that is kept in memory until it is applied; what is more is read from the journal again."""
 DIGESTS_KEPT: Final = 64
 RETRY_SECONDS: Final = 1.0
 """An area that cannot be written (a full disk) is tried again this often."""
@@ -96,6 +98,11 @@ class SetReceiver:
         self._pending_bytes = 0
         self._storing = False
         self._unapplied: deque[JournalledSet] = deque(journal.waiting)
+        # Their frames, where they are still in memory; and those of the set that is not whole yet.
+        self._held: deque[list[Frame] | None] = deque([None] * len(journal.waiting))
+        self._held_bytes = 0
+        self._begun: list[Frame] | None = None
+        self._begun_bytes = 0
         self._unapplied_bytes = sum(one.head.data_bytes for one in journal.waiting)
         # A marker that is applied *again* finds later writes in the area already, unless it is the very last.
         self._applied_again = max(0, len(journal.waiting) - 1)
@@ -333,6 +340,7 @@ class SetReceiver:
             self._storing = True
             try:
                 whole = await trio.to_thread.run_sync(self._store, batch)
+                self._held.extend(self._keep(batch))
             except JournalError as error:
                 self._store_failed(error, batch)
                 whole = []
@@ -342,6 +350,23 @@ class SetReceiver:
                 self._unapplied.extend(whole)
                 self.durable = whole[-1].head.after
             self._notify(positions=bool(whole))
+
+    def _keep(self, batch: Sequence[CheckedFrame]) -> list[list[Frame] | None]:
+        """The frames of each set that is whole with this batch; None for one that takes too much memory."""
+        kept: list[list[Frame] | None] = []
+        for frame, head in batch:
+            if frame.type is FrameType.SET_BEGIN:
+                self._begun, self._begun_bytes = [], 0
+            self._begun_bytes += len(frame.body)
+            if self._begun is not None:
+                self._begun.append(frame)
+                if self._held_bytes + self._begun_bytes > HELD_BYTES:
+                    self._begun = None
+            if head is not None:
+                kept.append(self._begun)
+                self._held_bytes += self._begun_bytes if self._begun is not None else 0
+                self._begun = None
+        return kept
 
     def _store(self, batch: Sequence[CheckedFrame]) -> list[JournalledSet]:
         whole = self._journal.append(batch)
@@ -386,19 +411,23 @@ class SetReceiver:
 
     async def _apply(self) -> None:
         batch = [self._unapplied.popleft()]
+        held = [self._held.popleft()]
         size = batch[0].head.data_bytes
         while self._unapplied and size < APPLY_BYTES:
             batch.append(self._unapplied.popleft())
+            held.append(self._held.popleft())
             size += batch[-1].head.data_bytes
         again = max(0, self._applied_again - self._applied_sets)
         try:
-            digests = await trio.to_thread.run_sync(self._apply_sets, batch, again)
+            digests = await trio.to_thread.run_sync(self._apply_sets, batch, held, again)
         except DeviceError as error:
             self._unapplied.extendleft(reversed(batch))
+            self._held.extendleft(reversed(held))
             self._applied_again = max(self._applied_again, self._applied_sets + len(batch) - 1)
             await self._hindered(f"the area of this site cannot be written: {error}")
             return
         self.hindrance = None
+        self._held_bytes -= sum(len(frame.body) for frames in held for frame in frames or ())
         self._applied_sets += len(batch)
         self.applied = batch[-1].head.after
         self._applied_ns = batch[-1].head.timestamp_ns
@@ -418,9 +447,12 @@ class SetReceiver:
         self._notify()
         await trio.sleep(RETRY_SECONDS)
 
-    def _apply_sets(self, batch: Sequence[JournalledSet], again: int) -> dict[int, list[bytes]]:
+    def _apply_sets(
+        self, batch: Sequence[JournalledSet], held: Sequence[list[Frame] | None], again: int
+    ) -> dict[int, list[bytes]]:
         """Apply whole sets; digests at their markers, but not in the first `again` sets."""
-        frames = self._journal.frames_of(batch[0], batch[-1])
+        known = [frame for frames in held if frames is not None for frame in frames]
+        frames = known if None not in held else self._journal.frames_of(batch[0], batch[-1])
         digests: dict[int, list[bytes]] = {}
         commits = 0
         for frame in frames:

@@ -52,7 +52,7 @@ from vsap.queue import QueueCounts, QueueState
 POLL_SECONDS: Final = 0.05
 """The queue is looked at this often without being notified: the mount process may have died."""
 TRIM_SECONDS: Final = 0.05
-GATHER_SECONDS: Final = 0.01
+GATHER_SECONDS: Final = 0.005
 """Pause after a set that took everything there was. What comes meanwhile is sent, synced, acknowledged and
 applied as one set; set by set, a busy writer would lose its processors to its own shipping."""
 SET_BYTES: Final = 8 << 20
@@ -212,23 +212,36 @@ class Shipper:
         counts = self._queue.counts()
         newest = self._queue.state().next_sequence - 1
         now_ns = self._now_ns()
-        durable_sequence = newest - counts.entries
+        recorded = newest - counts.entries
+        durable = self.durable.sequence if self._follows and self.durable is not None else 0
+        durable_sequence = min(newest, max(recorded, durable))
         sent_sequence = max(durable_sequence, self._far.tail.sequence if self._far and self._follows else 0)
+        # What was reported and is not on record yet is no lag any more.
+        waiting_bytes = counts.bytes - sum(
+            one.entry_bytes for one in self._sent if recorded < one.last <= durable_sequence
+        )
         beyond = [one for one in self._sent if one.last > durable_sequence]
         behind = [one for one in self._sent if self.applied_sequence < one.last <= durable_sequence]
-        unsent = self._queue.read_index(sent_sequence + 1, 1) if sent_sequence < newest else []
-        sent_bytes = max(0, counts.bytes - sum(one.entry_bytes for one in beyond))
-        applied_oldest = behind[0].oldest_timestamp_ns if behind else counts.oldest_timestamp_ns
+        unsent_bytes = max(0, waiting_bytes - sum(one.entry_bytes for one in beyond))
+        oldest = self._timestamp_of(durable_sequence + 1, newest)
+        applied_oldest = behind[0].oldest_timestamp_ns if behind else oldest
         return Lag(
-            sent=_stage(newest - sent_sequence, sent_bytes, unsent[0].timestamp_ns if unsent else 0, now_ns),
-            durable=_stage(counts.entries, counts.bytes, counts.oldest_timestamp_ns, now_ns),
+            sent=_stage(
+                newest - sent_sequence, unsent_bytes, self._timestamp_of(sent_sequence + 1, newest), now_ns
+            ),
+            durable=_stage(newest - durable_sequence, max(0, waiting_bytes), oldest, now_ns),
             applied=_stage(
-                counts.entries + sum(one.entries for one in behind),
-                counts.bytes + sum(one.entry_bytes for one in behind),
+                newest - durable_sequence + sum(one.entries for one in behind),
+                max(0, waiting_bytes) + sum(one.entry_bytes for one in behind),
                 applied_oldest,
                 now_ns,
             ),
         )
+
+    def _timestamp_of(self, sequence: int, newest: int) -> int:
+        """Of the first entry from here on; 0 if there is none."""
+        found = self._queue.read_index(sequence, 1) if sequence <= newest else []
+        return found[0].timestamp_ns if found else 0
 
     # --- a connection -----------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import errno
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, cast
 
 import trio
 
@@ -80,6 +80,13 @@ def apply_entries(area: FileArea, entries: Sequence[Entry]) -> None:
 def before_barrier(entries: Sequence[Entry]) -> int:
     """How many entries stand before the first barrier; all of them if there is none."""
     return next((place for place, entry in enumerate(entries) if entry.kind == BARRIER), len(entries))
+
+
+def _unchanging(data: Buffer) -> bytes:
+    """The data, copied if it could be changed before it is pushed. A view of bytes does as bytes do."""
+    if type(data) is memoryview and type(data.obj) is bytes:
+        return cast(bytes, data)
+    return bytes(data)
 
 
 class VirtualArea:
@@ -201,10 +208,9 @@ class VirtualArea:
         """Issues a write and returns its sequence. DeviceError, before anything has changed, when refused."""
         length = len(data)
         self._admit(offset, length)
-        if type(data) is not bytes:
-            data = bytes(data)  # the caller may change a mutable buffer before it is pushed
         sequence = self._issued + 1
-        self._issue(Entry(sequence, self._now(), offset, length, WRITE, checksum_of(data), data))
+        payload = _unchanging(data)
+        self._issue(Entry(sequence, self._now(), offset, length, WRITE, checksum_of(payload), payload))
         return sequence
 
     def discard(self, offset: int, length: int) -> int:
