@@ -91,13 +91,20 @@ def fuse2fs(place: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def trisite(place: Path) -> Iterator[Stage]:
-    """A trisite volume with its three sites on this machine, mounted, as `trisite init` leaves it."""
+def trisite_sites(place: Path) -> Iterator[Stage]:
+    """A trisite volume with its three sites on this machine, as `trisite init` leaves it, not mounted."""
     with Stage(place / "trisite") as stage:
         stage.trisite("init", str(stage.directory), "--size", VOLUME_SIZE, config=False)
         for site in SITES:
             stage.start_site(site)
         stage.trisite("mkfs")
+        yield stage
+
+
+@contextmanager
+def trisite(place: Path) -> Iterator[Stage]:
+    """The same, mounted."""
+    with trisite_sites(place) as stage:
         stage.mount("primary")
         yield stage
         stage.unmount()
