@@ -5,9 +5,14 @@ where that says something. Whatever it wrote it compares after the kernel's cach
 is an error, not a footnote.
 """
 
+import io
+import mmap
 import os
 import random
 import sqlite3
+import subprocess
+import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -120,32 +125,58 @@ def stream(directory: Path, scale: Scale) -> list[Sample]:
         found = path.read_bytes()
         samples.append(Sample(name=name, unit="MB", amount=megabytes, seconds=now() - began, latencies=[]))
         expect(found, data, "the streamed file")
-    return samples
+    drop_caches()
+    return [*samples, random_reads(path, data, scale)]
+
+
+def random_reads(path: Path, data: bytes, scale: Scale) -> Sample:
+    """4 KiB at random places of a file that no cache holds."""
+    chance = random.Random(SEED)
+    found: list[tuple[int, bytes]] = []
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        loop = Loop(scale)
+        while not loop.over:
+            offset = chance.randrange(len(data) // BLOCK) * BLOCK
+            with loop.operation():
+                found.append((offset, os.pread(descriptor, BLOCK, offset)))
+        sample = loop.sample("4 KiB read at random, cold", "reads")
+    finally:
+        os.close(descriptor)
+    for offset, block in found:
+        expect(block, data[offset : offset + BLOCK], "a block of the streamed file")
+    return sample
 
 
 def random_writes(directory: Path, scale: Scale) -> list[Sample]:
-    """4 KiB overwrites at random places of a file, each with fsync."""
+    """4 KiB overwrites at random places of a file: each with fsync, and each with O_DIRECT."""
     chance = random.Random(SEED)
     content = bytearray(chance.randbytes(scale.random_bytes))
     path = directory / "random"
     path.write_bytes(content)
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-        loop = Loop(scale)
-        while not loop.over:
-            offset = chance.randrange(len(content) // BLOCK) * BLOCK
-            block = chance.randbytes(BLOCK)
-            with loop.operation():
-                os.pwrite(descriptor, block, offset)
-                os.fsync(descriptor)
-            content[offset : offset + BLOCK] = block
-        sample = loop.sample("4 KiB overwrite with fsync", "writes")
-    finally:
-        os.close(descriptor)
+    samples = []
+    for name, flags in (("4 KiB overwrite with fsync", 0), ("4 KiB overwrite with O_DIRECT", os.O_DIRECT)):
+        descriptor = os.open(path, os.O_RDWR | flags)
+        buffer = mmap.mmap(-1, BLOCK)  # O_DIRECT wants an aligned one
+        try:
+            os.fsync(descriptor)
+            loop = Loop(scale)
+            while not loop.over:
+                offset = chance.randrange(len(content) // BLOCK) * BLOCK
+                buffer[:] = chance.randbytes(BLOCK)
+                with loop.operation():
+                    os.pwrite(descriptor, buffer, offset)
+                    if not flags:
+                        os.fsync(descriptor)
+                content[offset : offset + BLOCK] = buffer[:]
+            samples.append(loop.sample(name, "writes"))
+        finally:
+            os.close(descriptor)
+            buffer.close()
     drop_caches()
     expect(path.read_bytes(), bytes(content), "the overwritten file")
-    return [sample]
+    return samples
 
 
 def append(path: Path, loop: Loop) -> None:
@@ -208,10 +239,13 @@ def small_files(directory: Path, scale: Scale) -> list[Sample]:
     samples.append(listed)
     samples.append(each("stat after listing", lambda key: (directory / key).stat(), keys))
     drop_caches()
+    samples.append(each("stat, cold", lambda key: (directory / key).stat(), keys))
+    drop_caches()
     found: dict[str, bytes] = {}
     samples.append(
         each("4 KiB file read, cold", lambda key: found.update({key: (directory / key).read_bytes()}), keys)
     )
+    samples.append(each("4 KiB file read, warm", lambda key: (directory / key).read_bytes(), keys))
     expect(found, contents, "a small file")
     samples.append(each("rename", lambda key: (directory / key).rename(directory / f"{key}.new"), keys))
     samples.append(each("unlink", lambda key: (directory / f"{key}.new").unlink(), keys))
@@ -255,6 +289,57 @@ def directories(directory: Path, scale: Scale) -> list[Sample]:
     return [sample, removed.sample("rmdir", "directories")]
 
 
+def tree(directory: Path, scale: Scale) -> list[Sample]:
+    """A tree of real files (Python's library): unpacked by tar, walked and read cold, removed by rm."""
+    archive, contents = packed(scale)
+    place = directory / "tree"
+    place.mkdir()
+    began = now()
+    try:
+        subprocess.run(["tar", "-xf", str(archive), "-C", str(place)], check=True, stdin=subprocess.DEVNULL)
+        seconds = [now() - began]
+    finally:
+        archive.unlink()
+    drop_caches()
+    began = now()
+    names = [os.path.join(top, name) for top, _, names in os.walk(place) for name in names]
+    for name in names:
+        os.lstat(name)
+    seconds.append(now() - began)
+    expect(sorted(os.path.relpath(name, place) for name in names), sorted(contents), "the tree")
+    drop_caches()
+    began = now()
+    found = {name: (place / name).read_bytes() for name in contents}
+    seconds.append(now() - began)
+    expect(found, contents, "a file of the tree")
+    began = now()
+    subprocess.run(["rm", "-rf", str(place)], check=True, stdin=subprocess.DEVNULL)
+    seconds.append(now() - began)
+    expect(os.listdir(directory), [], "the directory whose tree was removed")
+    what = ("tree unpacked", "tree walked with attributes, cold", "tree read, cold", "tree removed")
+    return [
+        Sample(name=name, unit="files", amount=len(contents), seconds=took, latencies=[])
+        for name, took in zip(what, seconds, strict=True)
+    ]
+
+
+def packed(scale: Scale) -> tuple[Path, dict[str, bytes]]:
+    """A tar file of `scale.files` files in memory (where the host has such a place), and what is in it."""
+    memory = Path("/dev/shm")
+    library = Path(os.__file__).parent
+    contents: dict[str, bytes] = {}
+    number, name = tempfile.mkstemp(suffix=".tar", dir=memory if memory.is_dir() else None)
+    with os.fdopen(number, "wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
+        for path in sorted(library.rglob("*.py")):
+            if len(contents) >= scale.files:
+                break
+            known = tarfile.TarInfo(str(path.relative_to(library)))
+            contents[known.name] = data = path.read_bytes()
+            known.size = len(data)
+            archive.addfile(known, io.BytesIO(data))
+    return Path(name), contents
+
+
 def database(directory: Path, scale: Scale) -> list[Sample]:
     """SQLite transactions of one row, fully synchronised, with both kinds of journal."""
     return [transactions(directory, scale, journal) for journal in ("delete", "wal")]
@@ -293,5 +378,6 @@ WORKLOADS: Final[tuple[Callable[[Path, Scale], list[Sample]], ...]] = (
     small_files,
     synced_files,
     directories,
+    tree,
     database,
 )
