@@ -131,16 +131,6 @@ class Network:
                 limits = ["burst", "16k", "latency", "300ms"]
                 run(*words, "replace", "dev", device, "root", "tbf", "rate", rate, *limits)
 
-    def delay(self, site: str, milliseconds: int) -> bool:
-        """Delay what goes to and from a site; False where the kernel cannot (no netem)."""
-        for name, device in ((self.names[OPERATOR], site), (self.names[site], "eth0")):
-            words = ["tc", "-n", name, "qdisc", "replace", "dev", device, "root", "netem"]
-            try:
-                run(*words, "delay", f"{milliseconds}ms")
-            except NetworkUnavailable:
-                return False
-        return True
-
     def carried(self, site: str) -> int:
         """Bytes that the network has brought to a site up to now, headers and all."""
         counters = self.work_within(site, lambda: Path("/proc/thread-self/net/dev").read_text())
