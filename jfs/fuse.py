@@ -4,7 +4,6 @@ here: `fuse_door`, `fuse_requests`. The only module of jfs that imports pyfuse3.
 
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from functools import wraps
 from stat import S_ISGID
 from subprocess import DEVNULL
@@ -21,9 +20,10 @@ from pyfuse3 import (
 
 from jfs import acl, xattrs
 from jfs import fuse_wire as wire
-from jfs.errors import DeviceError, NoSpace
+from jfs.errors import DeviceError
 from jfs.filesystem import FileSystem, Node, Owner
 from jfs.fuse_door import Door, kernel_descriptors
+from jfs.fuse_gate import Gate
 from jfs.fuse_requests import Requests, error_number
 from jfs.mountpoint import (
     FUSERMOUNT,
@@ -71,17 +71,10 @@ def changes(
     @wraps(handler)
     async def run(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            await self.make_way()
-            try:
-                result = handler(self, *args, **kwargs)
-            except NoSpace:
-                # Refused before anything was changed.
-                await self.fs.make_room()
-                result = handler(self, *args, **kwargs)
-            with suppress(NoSpace):  # it is done; fsync says if it cannot be made durable
-                await self.throttle()
+            result = await self.gate.change(lambda: handler(self, *args, **kwargs))
         except Exception as error:
             raise kernel_error(error) from None
+        await self.gate.leave()
         return result
 
     return run
@@ -115,13 +108,11 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = True
     enable_acl = True
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, gate: Gate) -> None:
         super().__init__()
         self.fs = requests.fs
+        self.gate = gate
         self._requests = requests
-        can_change = not self.fs.read_only
-        self.throttle = self.fs.throttle if can_change else trio.lowlevel.checkpoint
-        self.make_way = self.fs.make_way if can_change else trio.lowlevel.checkpoint
 
     def _known(self, node: Node) -> EntryAttributes:
         """The answer that lets the kernel hold an inode once more."""
@@ -204,15 +195,15 @@ async def serve(
     try:
         check_fuse()
         place = check_mountpoint(mountpoint)
-        requests = Requests(file_system)
+        requests, gate = Requests(file_system), Gate(file_system)
         before = kernel_descriptors()
         try:
-            pyfuse3.init(Operations(requests), place, options.words())
+            pyfuse3.init(Operations(requests, gate), place, options.words())
         except RuntimeError as error:
             raise MountRefused(f"mounting on {mountpoint} failed: {error}; libfuse says why above") from None
         (descriptor,) = kernel_descriptors() - before
         detached = trio.Event()
-        door = Door(requests)
+        door = Door(requests, gate)
         try:
             if not door.open(descriptor):
                 raise MountRefused(f"mounting on {mountpoint} failed: the kernel does not answer")

@@ -4,13 +4,15 @@ the others to libfuse.
 pyfuse3 costs more for a request than most of them need, and tells a handler neither the inode of a READ nor
 the flags of a WRITE. So the door stands before it. libfuse's descriptor is a socket; what the door does not
 answer itself goes into it, and the answers that come out go to the kernel. The first exchange is INIT, in
-which the door adds promises and takes one offer back that pyfuse3 has no word for:
+which the door adds promises and takes back what pyfuse3 has no word for:
 
 FUSE_DONT_MASK: this file system applies the umask: where a default ACL is inherited it does not count.
 FUSE_HANDLE_KILLPRIV_V2: this file system itself takes setuid, setgid and file capabilities away where a write
 must. Without that promise the kernel asks for the attribute security.capability before every write(2), which
 costs as much as the write; with it, it asks once and remembers.
 FUSE_ATOMIC_O_TRUNC, taken back: the kernel cuts a file by SETATTR, since it is not to say when it opens one.
+FUSE_HANDLE_KILLPRIV, taken back: the older promise, which lets the kernel say less. Where it does not know
+the newer one it takes them away itself.
 """
 
 import errno
@@ -32,15 +34,17 @@ from jfs import fuse_wire as wire
 from jfs import in_place
 from jfs.device import Buffer
 from jfs.errors import NoSpace
+from jfs.fuse_gate import Gate
 from jfs.fuse_requests import Requests, error_number
 
 log = logging.getLogger("jfs")
 
 FUSE_ATOMIC_O_TRUNC: Final = 1 << 3
 FUSE_DONT_MASK: Final = 1 << 6
+FUSE_HANDLE_KILLPRIV: Final = 1 << 19
 FUSE_HANDLE_KILLPRIV_V2: Final = 1 << 28
 PROMISES: Final = FUSE_DONT_MASK | FUSE_HANDLE_KILLPRIV_V2
-NOT_WANTED: Final = FUSE_ATOMIC_O_TRUNC
+NOT_WANTED: Final = FUSE_ATOMIC_O_TRUNC | FUSE_HANDLE_KILLPRIV
 _INIT_IN: Final = struct.Struct("<IIII")  # major, minor, max_readahead, flags
 _INIT_FLAGS_AT: Final = wire.OUT_HEADER.size + 12  # behind major, minor and max_readahead
 _FLAGS: Final = struct.Struct("<I")
@@ -88,8 +92,9 @@ def kernel_descriptors() -> set[int]:
 class Door:
     """One mount. `open` takes the kernel's descriptor from its owner, `close` gives it back."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, gate: Gate) -> None:
         self._requests = requests
+        self._gate = gate
         requests.stale = self._stale
         self._descriptor = -1
         self._kernel = -1
@@ -249,8 +254,7 @@ class Door:
     # --- requests that change something
 
     def _change(self, unique: int, change: Callable[[], Buffer]) -> None:
-        fs = self._requests.fs
-        if fs.read_only or not fs.may_change():
+        if not self._gate.is_open():
             self._later(self._change_slowly, unique, change)
             return
         try:
@@ -258,41 +262,27 @@ class Door:
         except NoSpace:
             self._later(self._change_slowly, unique, change)
             return
-        if fs.must_throttle():
+        if self._requests.fs.must_throttle():
             self._later(self._throttled, unique, body)
         else:
             self._answer(unique, body)
 
     async def _change_slowly(self, unique: int, change: Callable[[], Buffer]) -> None:
-        fs = self._requests.fs
         try:
-            if not fs.read_only:
-                await fs.make_way()
-            try:
-                body = change()
-            except NoSpace:
-                # Refused before anything was changed.
-                await fs.make_room()
-                body = change()
+            body = await self._gate.change(change)
         except Exception as error:
             self._refuse(unique, error)
         else:
             await self._throttled(unique, body)
 
     async def _throttled(self, unique: int, body: Buffer) -> None:
-        try:
-            if not self._requests.fs.read_only:
-                with suppress(NoSpace):  # it is done; fsync says if it cannot be made durable
-                    await self._requests.fs.throttle()
-        except Exception as error:
-            self._refuse(unique, error)
-        else:
-            self._answer(unique, body)
+        await self._gate.leave()
+        self._answer(unique, body)
 
     def _write(self, unique: int, ino: int, request: bytes) -> None:
         fs = self._requests.fs
         try:
-            if fs.read_only or not fs.may_change():
+            if not self._gate.is_open():
                 raise NoSpace
             size, sequence = self._requests.write(ino, request)
         except NoSpace:
@@ -304,14 +294,8 @@ class Door:
             self._answer(unique, wire.WRITE_OUT.pack(size, 0))
 
     async def _write_slowly(self, unique: int, ino: int, request: bytes) -> None:
-        fs = self._requests.fs
         try:
-            await fs.make_way()
-            try:
-                size, sequence = self._requests.write(ino, request)
-            except NoSpace:
-                await fs.make_room()
-                size, sequence = self._requests.write(ino, request)
+            size, sequence = await self._gate.change(partial(self._requests.write, ino, request))
         except Exception as error:
             self._refuse(unique, error)
         else:
@@ -323,13 +307,7 @@ class Door:
         except Exception as error:
             error_number(error)  # nobody waits for an answer: what goes wrong is only logged
         if self._requests.fs.must_throttle():
-            self._later(self._throttle)
-
-    async def _throttle(self) -> None:
-        try:
-            await self._requests.fs.throttle()
-        except Exception as error:
-            error_number(error)
+            self._later(self._gate.leave)
 
     def _later(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         assert self._nursery is not None

@@ -13,6 +13,7 @@ from jfs import fuse_door
 from jfs import fuse_wire as wire
 from jfs.filesystem import FileSystem
 from jfs.fuse_door import Door
+from jfs.fuse_gate import Gate
 from jfs.fuse_requests import Requests
 
 ROOT = (0, 0)
@@ -57,7 +58,7 @@ class Kernel:
         self._ours = ours
         self._socket = trio.socket.from_stdlib_socket(ours)
         self.requests = Requests(file_system)
-        self.door = Door(self.requests)
+        self.door = Door(self.requests, Gate(file_system))
         self.descriptor = self._theirs.fileno()
         self.notified: list[int] = []
         self.init_answer = b""

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from jfs.filesystem import FileSystem
+from jfs.fuse_gate import Gate
 from jfs.fuse_requests import Requests
 from jfs.mkfs import make_file_system
 from jfs.mountpoint import MountOptions, MountRefused
@@ -29,7 +30,7 @@ class Bench:
     def __init__(self, device: MemoryDevice, fs: FileSystem) -> None:
         self.device = device
         self.fs = fs
-        self.operations = fuse.Operations(Requests(fs))
+        self.operations = fuse.Operations(Requests(fs), Gate(fs))
 
 
 @pytest.fixture
