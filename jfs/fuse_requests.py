@@ -21,6 +21,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import Final
 
@@ -158,11 +159,16 @@ class Requests:
             room -= wire.ENTRY_OUT.size + len(part)
             if room < 0:
                 break
-            if name in (b".", b".."):  # the kernel does not count these two
-                parts += wire.UNKNOWN_ENTRY, part
-            else:
-                parts += self._known(fs.node(target)), part
+            parts += self._listed(name, target), part
         return b"".join(parts)
+
+    def _listed(self, name: bytes, target: int) -> bytes:
+        if name in (b".", b".."):  # the kernel does not count these two
+            return wire.UNKNOWN_ENTRY
+        try:
+            return self._known(self.fs.node(target))
+        except (FileSystemError, CorruptionError):
+            return wire.UNKNOWN_ENTRY  # what is wrong with it is told when it is looked up
 
     # --- what changes something
 
@@ -198,7 +204,7 @@ class Requests:
             atime_ns=_time(valid, wire.FATTR_ATIME, wire.FATTR_ATIME_NOW, atime, atime_ns),
             mtime_ns=_time(valid, wire.FATTR_MTIME, wire.FATTR_MTIME_NOW, mtime, mtime_ns),
             ctime_ns=ctime * wire.NS_PER_S + ctime_ns if valid & wire.FATTR_CTIME else None,
-            clear_privileges=uid != 0,
+            clear_privileges=bool(valid & wire.FATTR_KILL_PRIVILEGES),
         )
         return wire.attributes(node, self.sectors(node))
 
@@ -265,7 +271,8 @@ class Requests:
         """Make files (and directories) durable, as (inode, whether times may stay behind), all at once."""
         await self.fs.fsync_all(files)
         for ino, _ in files:
-            self._tell_blocks(ino)
+            with suppress(FileSystemError, CorruptionError):  # of one file; all of them are durable
+                self._tell_blocks(ino)
 
     def _tell_blocks(self, ino: int) -> None:
         blocks = self.fs.node(ino).blocks

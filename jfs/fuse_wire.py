@@ -72,6 +72,8 @@ FATTR_MTIME: Final = 1 << 5
 FATTR_ATIME_NOW: Final = 1 << 7
 FATTR_MTIME_NOW: Final = 1 << 8
 FATTR_CTIME: Final = 1 << 10
+FATTR_KILL_PRIVILEGES: Final = 1 << 11
+"""Whoever cuts the file, or gives it away, may not keep setuid and setgid."""
 
 WRITE_KILL_PRIVILEGES: Final = 1 << 2
 """The kernel asks to take setuid and setgid away: somebody without privileges writes."""

@@ -102,10 +102,11 @@ class Namespace(Attributes):
     def lookup(self, parent_ino: int, name: bytes) -> Node | None:
         """The inode a name leads to, None if there is no such name. FileSystemError ENOTDIR, ENAMETOOLONG.
 
-        `.` leads from any inode to itself: so the kernel finds the file of a handle again, for NFS.
+        `.` leads from any inode to itself: so the kernel finds the file of a handle again, for NFS; ESTALE if
+        it was removed.
         """
         if name == b".":
-            return self.node(parent_ino)
+            return self.living_node(parent_ino)
         parent = self.directory_node(parent_ino)
         if name == b"..":
             return self.node(parent.parent_ino or ROOT_INO)

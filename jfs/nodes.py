@@ -96,6 +96,15 @@ class NodeTable:
         self._remember(node)
         return node
 
+    def living_node(self, ino: int) -> Node:
+        """An inode that has a name or that somebody holds; of others only what is left is still to go.
+        FileSystemError ESTALE.
+        """
+        node = self.node(ino)
+        if not node.nlink and ino not in self._lookups:
+            raise FileSystemError(ESTALE)
+        return node
+
     def directory_node(self, ino: int) -> Node:
         """The inode of a directory. FileSystemError ENOTDIR (ESTALE) if it is none."""
         node = self.node(ino)

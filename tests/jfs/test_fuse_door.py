@@ -18,8 +18,10 @@ from jfs import fuse_door, fuse_requests
 from jfs import fuse_wire as wire
 from jfs.device import Buffer, FileDevice
 from jfs.errors import CorruptionError, DeviceError, FileSystemError, NoSpace
+from jfs.fileio import PIECE_EXTENTS
 from jfs.filesystem import FileSystem
 from jfs.fuse_requests import WRITES_AHEAD
+from jfs.layout import INODE, make_key
 from jfs.mkfs import make_file_system
 from jfs.mountpoint import MountOptions
 from jfs.store import Store
@@ -267,6 +269,17 @@ async def test_a_write_by_somebody_clears_setuid(bench: Bench) -> None:
     assert (await bench.kernel.attributes(node.ino))["seconds"] == wire.CACHE_SECONDS
 
 
+@pytest.mark.parametrize(("valid", "mode"), [(0, 0o4777), (wire.FATTR_KILL_PRIVILEGES, 0o777)])
+async def test_the_kernel_says_whether_a_cut_clears_setuid(bench: Bench, valid: int, mode: int) -> None:
+    """Root may have been denied to keep it, and somebody else may have the right."""
+    node = bench.fs.make(1, b"f", S_IFREG | 0o4777)
+    for user in (ROOT, SOMEBODY):
+        node.mode = S_IFREG | 0o4777
+        cut = setattr_in(valid | wire.FATTR_SIZE, size=5)
+        assert not (await bench.ask(wire.SETATTR, node.ino, cut, user))[0]
+        assert S_IMODE(node.mode) == mode
+
+
 async def test_a_change_of_nothing_takes_setuid_away_but_not_for_anybody(bench: Bench) -> None:
     node = bench.fs.make(1, b"f", S_IFREG | 0o4777)
     await bench.fails(errno.EPERM, wire.SETATTR, node.ino, setattr_in(wire.FATTR_CTIME), SOMEBODY)
@@ -341,6 +354,44 @@ async def test_blocks_freed_but_not_committed_are_no_reason_to_refuse(bench: Ben
     again = await bench.make(b"g")
     for offset in range(0, room, 1 << 20):
         await bench.write(again, offset, bytes(min(1 << 20, room - offset)))
+
+
+async def test_one_damaged_name_does_not_keep_a_directory_from_being_listed(bench: Bench) -> None:
+    node = bench.fs.make(1, b"f", S_IFREG)
+    bench.fs.make(1, b"g", S_IFREG)
+    bench.fs._forget_node(node.ino)
+    bench.fs.store.delete(make_key(node.ino, INODE))
+    error, answer = await bench.ask(wire.READDIRPLUS, 1, read_in(0, 4096))
+    assert not error
+    size = wire.ENTRY_OUT.size + wire.DIRENT.size + 8
+    told = [wire.ENTRY_OUT.unpack_from(answer, place)[0] for place in range(0, len(answer), size)]
+    assert sorted(told) == [0, 0, 0, node.ino + 1], "the kernel looks the damaged one up and hears why not"
+    await bench.fails(errno.EIO, wire.LOOKUP, 1, b"f\0")
+
+
+async def test_an_fsync_does_not_suffer_from_another_file(bench: Bench) -> None:
+    ino = await bench.make(b"f")
+    answers: list[tuple[int, bytes]] = []
+
+    async def sync(of: int) -> None:
+        answers.append(await bench.ask(wire.FSYNC, of, FSYNC))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sync, ino)
+        nursery.start_soon(sync, ino + 1)
+    assert answers == [(0, b"")] * 2
+
+
+async def test_the_handle_of_a_removed_file_is_stale_while_it_goes(bench: Bench) -> None:
+    fs = bench.fs
+    node = fs.make(1, b"f", S_IFREG | 0o644)
+    for number in range(2 * PIECE_EXTENTS):
+        fs.write(node.ino, number * 8192, b"x")
+    assert (await bench.kernel.entry(wire.LOOKUP, node.ino, b".\0"))["ino"] == node.ino
+    fs.unlink(1, b"f")
+    assert (await bench.kernel.entry(wire.LOOKUP, node.ino, b".\0"))["nlink"] == 0, "somebody holds it"
+    fs.forget(node.ino, 2)
+    await bench.fails(errno.ESTALE, wire.LOOKUP, node.ino, b".\0")
 
 
 @pytest.mark.parametrize("opcode", [wire.OPEN, wire.OPENDIR, wire.CREATE, wire.FLUSH])
