@@ -24,7 +24,9 @@ BLOCK_BYTES: Final = 4096
 PIECE_BYTES: Final = 1 << 20
 GOAL: Final = 1.1
 SMALL_GOAL: Final = 1.3  # what a session and the metadata log cost weighs more in a small volume
-QUEUE: Final = f'{OPTIONS}queue_limit_bytes = "16MiB"\n'
+PATIENT: Final = OPTIONS.replace("silence_seconds = 1.0", "silence_seconds = 20.0")
+"""A difference copy that is broken off begins anew, and a busy machine is silent for longer than a second."""
+QUEUE: Final = f'{PATIENT}queue_limit_bytes = "16MiB"\n'
 RESYNC_SECONDS: Final = 3600.0
 
 
