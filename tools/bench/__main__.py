@@ -5,6 +5,7 @@ back and compared; anything that differs ends the run with an error.
 """
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -84,7 +85,8 @@ def one_round(target: str, directory: Path, scale: Scale, which: str) -> list[Sa
 
 
 def run(app: App) -> int:
-    """Entry point of a measurement; a failure is one sentence."""
+    """Entry point of a measurement; a failure is one sentence. Asked to end, it takes down what it set up."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = app(exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
