@@ -53,7 +53,9 @@ def raise_if_refused(frame: Frame) -> None:
     """Raise PeerRefused if the frame is REFUSED, which may come at any moment of a conversation."""
     if frame.type is FrameType.REFUSED:
         refused = decode_json(frame, Refused)
-        raise PeerRefused(refused.sentence, refused.roles, refused.code)
+        # The roles of another volume are nobody's here, whatever their epoch.
+        roles = refused.roles if refused.code != RefusalCode.WRONG_VOLUME else None
+        raise PeerRefused(refused.sentence, roles, refused.code)
 
 
 async def _first_frame(channel: Channel, timeout_seconds: float) -> Frame:

@@ -78,7 +78,7 @@ async def _serve_data(site: "Site", channel: Channel, hello: Hello) -> None:
         return
     if hello.volume != str(identity.uuid):
         sentence = f"site {site.name} holds volume {identity.uuid}, not {hello.volume}"
-        await refuse(channel, sentence, RefusalCode.WRONG_VOLUME, roles)
+        await refuse(channel, sentence, RefusalCode.WRONG_VOLUME)
         return
     level = isinstance(site.part, FollowPart) and site.part.level
     decision = may_connect(hello.purpose, site.name, hello.site, roles, hello.roles, level=level)

@@ -109,12 +109,12 @@ class SyncReceiver:
             self._session = None
             session.finished.set()
 
-    def _objection(self, hello: Hello, roles: Roles) -> tuple[str, RefusalCode, Roles] | None:
+    def _objection(self, hello: Hello, roles: Roles) -> tuple[str, RefusalCode, Roles | None] | None:
         if self._fence is not None:
             return self._fence[0], RefusalCode.SUPERSEDED, self._fence[1]
         if hello.volume != str(self.volume):
             sentence = f"site {self.site} holds volume {self.volume}, not {hello.volume}"
-            return sentence, RefusalCode.WRONG_VOLUME, roles
+            return sentence, RefusalCode.WRONG_VOLUME, None
         if hello.size_bytes != self.area.size_bytes:
             sentence = (
                 f"the area of site {self.site} has {self.area.size_bytes} bytes and that of "
