@@ -23,7 +23,13 @@ from replication.control import (
 )
 from replication.procedures.plan import Plan, Survey
 from replication.procedures.results import FailbackResult, ProcedureRefused, Quarantined
-from replication.procedures.running import POLL_SECONDS, Progress, demand, request_if_there
+from replication.procedures.running import (
+    POLL_SECONDS,
+    Progress,
+    demand,
+    raise_if_overtaken,
+    request_if_there,
+)
 from replication.roles import Roles, after_failback
 from replication.words import size
 
@@ -153,7 +159,8 @@ class Return:
     async def _switch(self, roles: Roles, sites: tuple[SiteName, ...]) -> None:
         for site in dict.fromkeys(sites):
             if site in {"primary", self._roles.writer}:
-                await demand(self._config, site, Adopt(roles=roles))
+                adopted = await demand(self._config, site, Adopt(roles=roles))
+                raise_if_overtaken(site, adopted.roles, roles)
             else:
                 answer = await request_if_there(self._config, site, Adopt(roles=roles))
                 if isinstance(answer, str):

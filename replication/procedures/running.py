@@ -11,6 +11,7 @@ from replication.control import ControlError, ControlRequest, ReplyT
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.procedures.plan import Step
 from replication.procedures.results import ProcedureRefused, StepEvent
+from replication.roles import Roles
 
 Report = Callable[[StepEvent], None]
 
@@ -108,3 +109,19 @@ async def request_if_there(
         return await ask_site(config, site, request, seconds)
     except (ControlError, PeerUnreachable, PeerRefused, RemoteProtocolError) as error:
         return str(error)
+
+
+def raise_if_overtaken(site: SiteName, now: Roles | None, expected: Roles) -> None:
+    """ProcedureRefused where a site is no longer in the epoch that this run began or found.
+
+    Another command has changed the writer meanwhile: what this one waits for may never come.
+    """
+    if now is None or now.identity != expected.identity:
+        state = (
+            "has no volume" if now is None else f"is in epoch {now.epoch}, in which site {now.writer} writes"
+        )
+        raise ProcedureRefused(
+            f"another command has changed the writer meanwhile: site {site} {state}; see `trisite status` "
+            "before you run this one again",
+            1,
+        )

@@ -3,7 +3,7 @@
 import trio
 
 from replication.config import Config
-from replication.control import Adopt, Drain, FinishMount, Promote, PromoteReply
+from replication.control import Adopt, Drain, FinishMount, GetStatus, Promote, PromoteReply
 from replication.procedures.plan import Plan, Survey
 from replication.procedures.results import FailoverResult, ProcedureRefused, as_of_fields
 from replication.procedures.running import POLL_SECONDS, Progress, demand, request_if_there
@@ -52,7 +52,7 @@ async def _by_sync(config: Config, plan: Plan, survey: Survey, progress: Progres
     promoted = await promote_sync(config, plan, progress)
     await tell_others(config, promoted.roles, survey, progress)
     with progress.step("recovery copy"):
-        recovery, report = await wait_level(config, survey, progress)
+        recovery, report = await wait_level(config, promoted.roles, survey, progress)
     if recovery != "done":
         raise ProcedureRefused(
             "site async went away during the recovery copy; site sync writes meanwhile, "
@@ -91,4 +91,11 @@ async def _drained(config: Config, sequence: int) -> None:
         answer = await demand(config, "sync", Drain(sequence=sequence))
         if answer.drained:
             return
+        alive = await request_if_there(config, "async", GetStatus(), 2.0)
+        if isinstance(alive, str):
+            raise ProcedureRefused(
+                f"site async went away before it had everything ({alive}); run the command again once it "
+                "answers, or stay at site sync with `trisite failover --to sync`",
+                4,
+            )
         await trio.sleep(POLL_SECONDS)

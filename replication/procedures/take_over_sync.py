@@ -17,7 +17,13 @@ from replication.control import (
 )
 from replication.procedures.plan import Plan, Survey
 from replication.procedures.results import FailoverResult
-from replication.procedures.running import POLL_SECONDS, Progress, demand, request_if_there
+from replication.procedures.running import (
+    POLL_SECONDS,
+    Progress,
+    demand,
+    raise_if_overtaken,
+    request_if_there,
+)
 from replication.roles import Roles
 from replication.words import size
 
@@ -30,7 +36,7 @@ async def take_over_at_sync(config: Config, plan: Plan, survey: Survey, progress
     promoted = await promote_sync(config, plan, progress)
     await tell_others(config, promoted.roles, survey, progress)
     with progress.step("recovery copy"):
-        recovery, report = await wait_level(config, survey, progress)
+        recovery, report = await wait_level(config, promoted.roles, survey, progress)
     listing = await request_if_there(config, "sync", GetListing(limit=0))
     named = None if isinstance(listing, str) else listing
     return result_of(promoted, report, recovery, progress, named)
@@ -64,13 +70,17 @@ def is_level(copy: CopyReport | None) -> bool:
 
 
 async def wait_level(
-    config: Config, survey: Survey, progress: Progress
+    config: Config, roles: Roles, survey: Survey, progress: Progress
 ) -> tuple[Literal["done", "pending"], SiteReport]:
-    """Wait while the recovery copy gets on; it is pending, and begins by itself later, when async is away."""
+    """Wait while the recovery copy gets on; it is pending, and begins by itself later, when async is away.
+
+    `roles` are those in which the sync site writes; ProcedureRefused when it no longer does.
+    """
     stuck_since = trio.current_time()
     seen: CopyReport | None = None
     while True:
         report = await demand(config, "sync", GetStatus(), 10.0)
+        raise_if_overtaken("sync", report.roles, roles)
         copy = report.copy
         if is_level(copy):
             progress.note("level" if copy is None else f"level, {size(copy.bytes_copied)} travelled")
