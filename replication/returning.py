@@ -138,7 +138,7 @@ def _collect(
     if before == "writer":
         return _of_writer(place, area, writer, after_sequence)
     if before == "sync":
-        return _of_sync(place, area, writer, after_sequence)
+        return _of_sync(place, area, writer, epoch, after_sequence)
     return [], False, f"site {place.site} did not write; everything in use is compared"
 
 
@@ -189,9 +189,12 @@ def _read_queue(queue: EntryQueue, writer: QuarantineWriter, first: int, after_s
 
 
 def _of_sync(
-    place: Place, area: FileArea, writer: QuarantineWriter, after_sequence: int
+    place: Place, area: FileArea, writer: QuarantineWriter, epoch: int, after_sequence: int
 ) -> tuple[list[Range], bool, str]:
-    """A synchronous secondary keeps no entries: what it received later is kept as blocks of its area."""
+    """A synchronous secondary keeps no entries: what it received later is kept as blocks of its area.
+
+    Where it was behind (suspended, passed over, set back), what it lacks is in no list of what it wrote.
+    """
     positions = place.open_positions()
     try:
         known = positions.trusted and positions.covered_from <= after_sequence
@@ -201,6 +204,10 @@ def _of_sync(
     _keep_blocks(area, writer, ranges)
     if not known:
         return [], False, "its write positions are lost; everything in use is compared"
+    with place.open_record() as record:
+        facts, received = record.facts, record.received_sequence
+    if facts.epoch != epoch or not facts.has_volume or facts.copying or received < after_sequence:
+        return [], False, "it had not received everything by then; everything in use is compared"
     return ranges, True, f"its write positions name {len(ranges)} ranges"
 
 

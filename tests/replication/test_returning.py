@@ -109,3 +109,22 @@ def test_a_site_of_the_same_history_has_nothing_to_keep(tmp_path: Path, site: Si
         state.adopt(D3_WITH_SYNC)
         assert parted_at(place) is None
         assert not place.paths.quarantine.exists()
+
+
+@pytest.mark.parametrize(
+    ("received", "everything"), [(D2.start_sequence, False), (D2.start_sequence - 1, True)]
+)
+def test_a_sync_site_that_was_behind_is_compared_whole(
+    tmp_path: Path, received: int, everything: bool
+) -> None:
+    """What it lacks of the time before is in no list of what it wrote."""
+    config = make_config(tmp_path / "cluster")
+    with SiteState(tmp_path / "state") as state:
+        place = Place(config, "sync", SitePaths(config.site("sync").directory), state)
+        state.create(VolumeIdentity(uuid=UUID(int=9), name="test", size_bytes=SIZE), FIRST)
+        place.make_area()
+        prepare(place)
+        with place.open_record() as record:
+            record.reset(FIRST.epoch, received)
+        state.adopt(D2)
+        assert keep_own_writes(place, D2.start_sequence).everything == everything
