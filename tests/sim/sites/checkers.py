@@ -14,6 +14,7 @@ from typing import Any
 
 from jfs.device import FileDevice
 from jfs.errors import CorruptionError, DeviceError
+from replication.config import SiteName
 from replication.listing import list_allocated
 from replication.procedures.results import FailoverResult
 from replication.roles import Roles, role_of
@@ -129,6 +130,8 @@ class Checkers:
         """Epochs whose writer has its roles on record."""
         self.lossy: set[int] = set()
         """Epochs that began with loss accepted."""
+        self.older: set[str] = set()
+        """Sites that were set back, until the writer has them level again."""
         self.pairs: dict[tuple[str, str, str], str] = {}
         cluster.superseded = self.superseded
 
@@ -149,10 +152,23 @@ class Checkers:
                 return True
         return False
 
+    def writes_nothing(self, site: str) -> bool:
+        """Whether a site is not the writer of any roles that may still be in force."""
+        own = self.roles.get(self.epoch[site])
+        newest = self.roles[max(self.roles)] if self.roles else None
+        return site != (own.writer if own else "primary") and site != (newest.writer if newest else "primary")
+
+    def rolled_back(self, site: SiteName, epoch: int) -> None:
+        """A site is what it was in an earlier moment: what it was told since is not to be expected of it."""
+        self.older.add(site)
+        self.epoch[site] = epoch
+        self.position = (0, 0)
+        self.dirty[site] = set(range(BLOCKS))
+
     def took_over(self, result: FailoverResult) -> None:
         """A command says what was lost."""
         self.cluster.counts[f"take-over at {result.writer}, lost {result.lost}"] += 1
-        if result.lost == 0 and self.lossy == {result.epoch}:
+        if result.lost == 0 and self.lossy == {result.epoch} and result.writer not in self.older:
             self.lossy.discard(result.epoch)
             self.cluster.files.loss_accepted = False
 
@@ -173,17 +189,25 @@ class Checkers:
         return (self.world.directory / site / "area").read_bytes()
 
     @staticmethod
-    def here() -> str:
+    def here() -> SiteName:
         """The machine on whose behalf this runs."""
         process = PROCESS.get()
         assert process is not None
         return process.host.name
+
+    def is_stranger(self, site: SiteName, what: str) -> bool:
+        """Whether the daemon of another volume did something there: a violation."""
+        if self.world.hosts[site].stranger:
+            self.cluster.violate(f"the daemon of another volume at site {site} {what}")
+        return self.world.hosts[site].stranger
 
     # --- what the product does
 
     def adopted(self, roles: Roles) -> None:
         """A site has new roles on record."""
         site = self.here()
+        if self.is_stranger(site, f"took part in epoch {roles.epoch}"):
+            return
         known = self.roles.setdefault(roles.epoch, roles)
         if known.writer != roles.writer or known.start_sequence != roles.start_sequence:
             self.cluster.violate(f"two writers of epoch {roles.epoch}: {known} and {roles}")
@@ -194,7 +218,7 @@ class Checkers:
         self.may_follow(roles.epoch, roles.start_sequence)
         if roles.writer == site:
             self.began.add(roles.epoch)
-            if self.accepting:
+            if self.accepting or site in self.older:
                 self.lossy.add(roles.epoch)
                 self.cluster.files.loss_accepted = True
         self.epoch[site] = roles.epoch
@@ -229,11 +253,15 @@ class Checkers:
     def pair_set(self, kind: str, source: str, target: str, state: str) -> None:
         """An end of a pair has a new state on record."""
         site = self.here()
+        if self.world.hosts[site].stranger:
+            return  # what a volume that was left alone thinks of its own pairs
         if self.pairs.get((kind, source, target)) == state:
             return
         self.pairs[kind, source, target] = state
         self.cluster.counts[f"pair {kind} {state}"] += 1
         self.world.note(f"{site} pair {kind} {state}")
+        if state == "Duplex":
+            self.older.discard(target)
         if kind == "sync" and state == "Duplex" and target in self.receivers:
             try:
                 received = self.receivers[target].received_sequence
@@ -244,6 +272,8 @@ class Checkers:
     def applied(self, receiver: SetReceiver, last: Any) -> None:  # noqa: ANN401
         """Sets were applied; D must be a state of the past."""
         site = self.here()
+        if self.is_stranger(site, "applied sets"):
+            return
         roles = self.roles.get(self.epoch[site])
         level = roles is not None and role_of(roles, site) == "away"
         dirty, self.dirty[site] = self.dirty[site], set()
@@ -380,6 +410,7 @@ def watching(checkers: Checkers) -> Iterator[None]:
     after(SyncReceiver, "__init__", made)
 
     def received(_: Any, self: SyncSession, *arguments: Any, **named: Any) -> None:  # noqa: ANN401
+        checkers.is_stranger(checkers.here(), "took writes")
         checkers.may_follow(self._epoch, self._stream)
 
     after(SyncSession, "_advance", received)

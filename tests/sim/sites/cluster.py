@@ -21,9 +21,13 @@ from replication.mounting import Writer, open_writer
 from replication.procedures.results import ProcedureRefused
 from replication.site import run_site
 from tests.sim.sites.files import Files, Versions, Violation
-from tests.sim.sites.host import Process
+from tests.sim.sites.host import PROCESS, Process
+from tests.sim.sites.loop import Parked
 from tests.sim.sites.world import World
 
+HARD_SECONDS = (0.0005, 0.003, 0.02)
+EASY_SECONDS = (0.3, 1.0)
+"""Between two pieces of work of the application."""
 EXPECTED = (DeviceError, FileSystemError, MountRefused, CorruptionError)
 
 
@@ -36,12 +40,15 @@ class Cluster:
         self.files = Files()
         self.counts: Counter[str] = Counter()
         self.mount_wanted = True
-        self.writer: Writer | None = None
-        """Of the mount process that runs."""
         self.mount_epoch: dict[str, int] = {}
         self.violations: list[str] = []
         self.superseded: Callable[[int, int, bool], bool] = lambda epoch, sequence, unprotected: False
+        self.waiting: dict[Process, float] = {}
+        """When the fsync began that the application of a mount process waits for."""
         self._finish: trio.Event | None = None
+        self._paces: dict[Parked, None] = {}
+        self._hard_until = 0.0
+        self.always_sync = False
 
     # --- daemons
 
@@ -92,13 +99,11 @@ class Cluster:
             self.world.note(f"mounted at {site} epoch {writer.roles.epoch}")
             self.counts["mounted"] += 1
             self._judge(file_system, writer)
-            self.writer = writer
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(store.run)
                 nursery.start_soon(self._work, writer, file_system)
                 await finish.wait()
                 nursery.cancel_scope.cancel()
-            self.writer = None
             await file_system.close()
             self.counts["unmounted"] += 1
 
@@ -117,19 +122,34 @@ class Cluster:
     async def _work(self, writer: Writer, file_system: FileSystem) -> None:
         """The application: writes, and fsyncs now and then; a write that fails is tried again later."""
         written: Versions = {}
+        process = PROCESS.get()
+        assert process is not None
+        pace = Parked(self.world.loop)
+        self._paces[pace] = None
         while True:
-            await trio.sleep(self.rng.choice((0.001, 0.02, 0.2)))
+            hard = trio.current_time() < self._hard_until
+            pause = self.rng.choice(HARD_SECONDS if hard else EASY_SECONDS)
+            await pace.wait(trio.current_time() + pause)
             try:
                 for _ in range(self.rng.choice((1, 1, 3, 8))):
                     file = self.files.write(file_system, self.rng, written)
                 await file_system.throttle()
-                if self.rng.random() < 0.4:
+                if self.rng.random() < 0.4 or self.always_sync:
                     sequence = writer.device.issued_sequence
+                    self.waiting[process] = trio.current_time()
                     covered = await self.files.fsync(file_system, file, written)
+                    del self.waiting[process]
                     self.acknowledged(writer, covered, sequence)
             except (DeviceError, FileSystemError) as error:
+                self.waiting.pop(process, None)
                 self.counts[f"write refused: {type(error).__name__}"] += 1
-                await trio.sleep(1.0)
+                await trio.sleep(0.5)
+
+    def work_hard(self, seconds: float) -> None:
+        """Let the application write as fast as it can for a while."""
+        self._hard_until = trio.current_time() + seconds
+        for pace in self._paces:
+            pace.wake()
 
     def acknowledged(self, writer: Writer, covered: Versions, sequence: int) -> None:
         """fsync has returned to the application; what was issued up to `sequence` is safe."""
@@ -170,7 +190,7 @@ async def make_volume(cluster: Cluster) -> None:
         cluster.world.hosts[site].disk.full = False
         (cluster.world.directory / site).mkdir(parents=True)
         cluster.start_daemon(site)
-    await trio.sleep(1)
+    await trio.sleep(0.5)
     made = await cluster.operate("primary", "mkfs", lambda: create_volume(cluster.world.config))
     if isinstance(made, Exception) or made is None:
         raise Violation(f"no volume: {made}")

@@ -17,7 +17,9 @@ from uuid import UUID
 
 import trio
 
+from replication.config import SiteName
 from tests.sim.sites.disk import Disk
+from tests.sim.sites.loop import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,21 +40,24 @@ PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
 class Host:
     """One machine: its clock, its boot, its disk."""
 
-    def __init__(self, name: str, rng: random.Random) -> None:
+    def __init__(self, name: SiteName, loop: Loop, rng: random.Random) -> None:
         self.name = name
+        self.loop = loop
         self.rng = rng
         self.disk = Disk()
         self.clock_offset_ns = 0
         self.boot = UUID(int=1)
         """The same when the template was made: a run begins with every machine as it was left."""
         self.powered = True
+        self.stranger = False
+        """In place of the site's directory there is that of another volume."""
         self.held = False
         """Nobody starts the daemon again just now."""
         self.processes: dict[str, Process] = {}
 
     def now_ns(self) -> int:
         """The machine's own idea of the time."""
-        return EPOCH_NS + int(trio.current_time() * 1e9) + self.clock_offset_ns
+        return EPOCH_NS + int(self.loop.now * 1e9) + self.clock_offset_ns
 
     def kill(self, name: str) -> bool:
         """SIGKILL; False where no such process runs."""
@@ -110,6 +115,7 @@ class Process:
         """From this instant on it does nothing more. Its tasks unwind by and by."""
         self.dead = True
         self._release()
+        self.host.loop.go_on(self)
         self._scope.cancel()
         self.lift_shields()
 

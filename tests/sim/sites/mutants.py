@@ -23,8 +23,10 @@ from replication.received_record import Facts, ReceivedRecord
 from replication.roles import Decision, Roles, Verdict
 from replication.set_receiver import SetReceiver
 from replication.state import SiteState
+from replication.sync_copy import SyncCopy
 from replication.sync_ledger import SyncLedger
 from replication.sync_session import SyncSession
+from replication.sync_stream import SyncStream
 from tests.sim.sites.host import PROCESS
 from vsap.area import FileArea
 from vsap.entry import barrier_entry
@@ -182,6 +184,16 @@ def _discards_not_done_at_the_sync_site() -> list[Change]:
     return [(SyncSession, "_write", write)]
 
 
+def _answers_before_the_copy_ended_forgotten() -> list[Change]:
+    real = SyncCopy._on_received
+
+    def on_received(self: SyncCopy, stream: SyncStream, frame: Frame) -> None:
+        stream.answered = 0
+        real(self, stream, frame)
+
+    return [(SyncCopy, "_on_received", on_received)]
+
+
 MUTANTS: dict[str, Callable[[], list[Change]]] = {
     function.__name__.removeprefix("_"): function
     for function in (
@@ -199,6 +211,7 @@ MUTANTS: dict[str, Callable[[], list[Change]]] = {
         _shipped_before_eligible,
         _take_over_without_proof,
         _discards_not_done_at_the_sync_site,
+        _answers_before_the_copy_ended_forgotten,
     )
 }
 

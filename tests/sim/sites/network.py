@@ -8,7 +8,9 @@ machine without power says nothing; a killed process is followed by an end of st
 from __future__ import annotations
 
 import errno
+import math
 import os
+import random
 import socket
 import struct
 from collections import deque
@@ -17,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tests.sim.sites.host import PROCESS, Dead, Process
+from tests.sim.sites.loop import Loop, Parked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+USUAL = (0.0002, 1e9)
+"""Latency in seconds and bytes a second of a healthy link."""
 WINDOW_BYTES = 256 * 1024
 """What a connection holds on its way before the sender has to wait."""
 
@@ -28,10 +33,10 @@ WINDOW_BYTES = 256 * 1024
 class Link:
     """Between two machines (or inside one)."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
         self.up = True
-        self.latency = 0.0002
-        self.bytes_per_second = 1e9
+        self.latency, self.bytes_per_second = USUAL
         self.changed = trio.Event()
         self.ends: dict[End, None] = {}
 
@@ -42,6 +47,20 @@ class Link:
         self.changed = trio.Event()
         for end in list(self.ends):
             end.wake()
+
+    def hurry(self) -> None:
+        """Be fast again, also for what is under way."""
+        self.latency, self.bytes_per_second = USUAL
+        soon = self.loop.now + self.latency
+        for end in list(self.ends):
+            end.inbox = deque((min(at, soon), data) for at, data in end.inbox)
+            end.free_at = self.loop.now
+            end.wake()
+
+    def heal(self) -> None:
+        """As at the beginning."""
+        self.hurry()
+        self.change(up=True)
 
 
 class End:
@@ -58,16 +77,18 @@ class End:
         self.inbox_bytes = 0
         self.closed = self.reset = False
         self.eof_at: float | None = None
-        self._free_at = 0.0
-        self._wake = trio.Event()
+        self.free_at = 0.0
+        self.detour = 1.0
+        """Its latency in those of the link: a younger connection may be the faster one."""
+        self._reader, self._writer = Parked(link.loop), Parked(link.loop)
         link.ends[self] = None
         if process is not None:
             process.ends[self] = None
 
     def wake(self) -> None:
         """Something changed: whoever waits at this end looks again."""
-        self._wake.set()
-        self._wake = trio.Event()
+        self._reader.wake()
+        self._writer.wake()
 
     def setblocking(self, flag: bool) -> None:
         """Never blocks."""
@@ -97,22 +118,26 @@ class End:
         count = min(self.room, len(data))
         if count <= 0:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        now = trio.current_time()
-        self._free_at = max(now, self._free_at) + count / self.link.bytes_per_second
-        self.peer.inbox.append((self._free_at + self.link.latency, bytes(data[:count])))
-        self.peer.inbox_bytes += count
-        self.peer.wake()
+        link, peer = self.link, self.peer
+        self.free_at = max(link.loop.now, self.free_at) + count / link.bytes_per_second
+        peer.inbox.append((self.free_at + link.latency * self.detour, bytes(data[:count])))
+        peer.inbox_bytes += count
+        if link.up:
+            peer._reader.wake_at(peer.inbox[0][0])
         return count
 
-    def _ready(self) -> bool:
+    def _arrives_at(self) -> float:
+        """When the next bytes, or the end of the stream, can be read."""
+        if not self.link.up:
+            return math.inf
         if self.inbox:
-            return self.link.up and self.inbox[0][0] <= trio.current_time()
-        return self.link.up and self.eof_at is not None and self.eof_at <= trio.current_time()
+            return self.inbox[0][0]
+        return math.inf if self.eof_at is None else self.eof_at
 
     def recv(self, count: int) -> bytes:
         """As socket.recv of a non-blocking socket."""
         self._check()
-        if not self._ready():
+        if self._arrives_at() > self.link.loop.now:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         if not self.inbox:
             return b""
@@ -121,7 +146,7 @@ class End:
             self.inbox.appendleft((at, data[count:]))
             data = data[:count]
         self.inbox_bytes -= len(data)
-        self.peer.wake()
+        self.peer._writer.wake()
         return data
 
     def recv_into(self, buffer: bytearray) -> int:
@@ -132,26 +157,21 @@ class End:
 
     async def wait_readable(self) -> None:
         """Until recv would not block; trio.ClosedResourceError where this end is closed meanwhile."""
-        await self._wait(lambda: self.reset or self._ready(), arrivals=True)
+        await self._wait(self._reader, lambda: self.reset or self._arrives_at() <= self.link.loop.now)
 
     async def wait_writable(self) -> None:
         """Until send would not block."""
         await self._wait(
-            lambda: self.reset or (self.peer.closed and self.link.up) or self.room > 0, arrivals=False
+            self._writer, lambda: self.reset or (self.peer.closed and self.link.up) or self.room > 0
         )
 
-    async def _wait(self, ready: Callable[[], bool], *, arrivals: bool) -> None:
-        await trio.lowlevel.checkpoint()
-        while True:
-            if self.closed:
-                raise trio.ClosedResourceError
-            if ready():
-                return
-            until = float("inf")
-            if arrivals and self.link.up:
-                until = self.inbox[0][0] if self.inbox else (self.eof_at or until)
-            with trio.move_on_at(until):
-                await self._wake.wait()
+    async def _wait(self, place: Parked, ready: Callable[[], bool]) -> None:
+        if ready():
+            await trio.lowlevel.checkpoint()
+        while not self.closed and not ready():
+            await place.wait(self._arrives_at() if place is self._reader else math.inf)
+        if self.closed:
+            raise trio.ClosedResourceError
 
     def close(self) -> None:
         """Close this end; the peer is told, over the link."""
@@ -161,7 +181,7 @@ class End:
         self.wake()
         if self.process is None or self.process.host.powered:
             last = self.peer.inbox[-1][0] if self.peer.inbox else 0.0
-            self.peer.eof_at = max(last, trio.current_time() + self.link.latency)
+            self.peer.eof_at = max(last, self.link.loop.now + self.link.latency * self.detour)
         self.peer.wake()
         self._forget()
 
@@ -181,13 +201,19 @@ class End:
 class Network:
     """Links by pairs of machines, and who listens where."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: Loop, rng: random.Random) -> None:
+        self._loop = loop
+        self._rng = rng
         self._links: dict[frozenset[str], Link] = {}
         self.listeners: dict[Any, SimSocket] = {}
 
     def link(self, one: str, other: str) -> Link:
         """The link between two machines."""
-        return self._links.setdefault(frozenset((one, other)), Link())
+        return self._links.setdefault(frozenset((one, other)), Link(self._loop))
+
+    def detour(self) -> float:
+        """How much longer than usual a connection takes."""
+        return self._rng.choice((1.0, 1.0, 1.0, 5.0, 30.0))
 
     def reset_all(self, one: str, other: str) -> int:
         """Break every connection of a link off, at both ends; how many ends."""
@@ -282,6 +308,7 @@ class SimSocket(trio.socket.SocketType):
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         mine, theirs = End(process, link, here), End(listener.process, link, there)
         mine.peer, theirs.peer = theirs, mine
+        mine.detour, theirs.detour = self.network.detour(), self.network.detour()
         self._end = mine
         listener.offer(theirs)
 
@@ -292,22 +319,26 @@ class SimSocket(trio.socket.SocketType):
 
     async def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401
         """As trio's."""
-        await trio.lowlevel.checkpoint()
         sent: int = await self._retry(lambda: self.end().send(data), self.end().wait_writable)
         return sent
 
     async def recv(self, count: int, flags: int = 0) -> bytes:
         """As trio's."""
-        await trio.lowlevel.checkpoint()
         data: bytes = await self._retry(lambda: self.end().recv(count), self.end().wait_readable)
         return data
 
     async def _retry(self, call: Callable[[], Any], wait: Callable[[], Awaitable[None]]) -> Any:  # noqa: ANN401
+        waited = False
         while True:
             try:
-                return call()
+                result = call()
             except BlockingIOError:
+                waited = True
                 await wait()
+                continue
+            if not waited:
+                await trio.lowlevel.checkpoint()
+            return result
 
     def close(self) -> None:
         """Stop listening, or close the connection."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
 
 from replication.procedures.commands import failover
-from replication.procedures.results import ProcedureRefused
+from replication.procedures.results import FailoverResult, ProcedureRefused
+from replication.procedures.running import Progress
+from replication.procedures.survey import take_survey
+from replication.procedures.take_over_sync import wait_level
 from tests.sim.sites.checkers import Checkers, watching
 from tests.sim.sites.cluster import Cluster, copy_sites
+from tests.sim.sites.faults import Faults
 from tests.sim.sites.play import prepared
 from tests.sim.sites.world import World, run
 
@@ -28,6 +34,7 @@ def base() -> Iterator[Path]:
 def tell(base: Path, story: Story) -> Checkers:
     """Run a story on three sites with the application at primary; nothing may be violated."""
     directory = base / "story"
+    shutil.rmtree(directory, ignore_errors=True)
     copy_sites(base / "template", directory)
     world = World("story", directory)
     cluster = Cluster(world, random.Random(1))
@@ -39,11 +46,11 @@ def tell(base: Path, story: Story) -> Checkers:
             cluster.start_daemon(site)
         await trio.sleep(0.3)
         cluster.start_mount("primary")
-        await trio.sleep(2)
+        await trio.sleep(1)
         await story(cluster, checkers)
 
     with watching(checkers):
-        run(world, "story", main)
+        run(world, main)
     assert not cluster.violations
     return checkers
 
@@ -65,4 +72,44 @@ def test_a_take_over_refused_by_a_full_disk_leaves_a_follower(base: Path) -> Non
         assert checkers.pairs["sync", "primary", "sync"] == "Duplex"
 
     checkers = tell(base, story)
-    assert checkers.cluster.counts["acknowledged"] > 20
+    assert checkers.cluster.counts["acknowledged"] > 5
+
+
+def test_a_site_that_answers_for_another_volume_learns_no_roles(base: Path) -> None:
+    """Its refused connections told it the roles of this volume, and it took them over."""
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        config, faults = cluster.world.config, Faults(cluster, checkers, random.Random(1))
+        host = cluster.world.hosts["primary"]
+        host.kill("mount")
+        done = await cluster.operate("sync", "failover", lambda: failover(config, "sync"))
+        assert isinstance(done, FailoverResult)
+        faults.bring_stranger(host)
+        cluster.start_daemon("primary")
+        await trio.sleep(40)  # it asks the others, and they ask it, every 30 s
+        faults.send_stranger_away(host)
+
+    tell(base, story)
+
+
+def test_a_command_ends_when_another_one_changes_the_writer_meanwhile(base: Path) -> None:
+    """It waited for ever for a recovery copy that the site it had promoted was no longer to make."""
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        config = cluster.world.config
+        cluster.world.hosts["primary"].kill("mount")
+        targets: tuple[Literal["sync", "async"], ...] = ("sync", "async")
+        for to in targets:
+            done = await cluster.operate("sync", to, lambda to=to: failover(config, to))  # type: ignore[misc]
+            assert isinstance(done, FailoverResult)
+
+        async def wait() -> None:
+            survey = await take_survey(config)
+            await wait_level(config, checkers.roles[2], survey, Progress([], lambda event: None))
+
+        with trio.fail_after(60):
+            refused = await cluster.operate("sync", "wait", wait)
+        assert isinstance(refused, ProcedureRefused)
+        assert "another command has changed the writer" in refused.sentence
+
+    tell(base, story)

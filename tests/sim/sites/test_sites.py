@@ -5,7 +5,6 @@ A seed that fails is played again with `python -m tests.sim.sites.play SEED 1 -v
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,21 +12,21 @@ import pytest
 
 from tests.conftest import run_seed
 from tests.sim.sites.mutants import MUTANTS, mutated
-from tests.sim.sites.play import coverage, not_reached, play, prepared
+from tests.sim.sites.play import coverage, not_reached, play, play_in_parallel, prepared
 
-SEEDS = 80
-SOAK_SEEDS = 10_000
+SEEDS = 2000
+SOAK_SEEDS, SOAK_PARTS = 50_000, 50
 MUTANT_SEEDS = 1000
 CAUGHT_BY = {
-    "flush_answered_before_the_disk": 3,
+    "flush_answered_before_the_disk": 1,
     "flush_without_the_sync_site": 1,
-    "flush_without_the_own_disk": 7,
+    "flush_without_the_own_disk": 1,
     "set_applied_in_part": 1,
-    "recovery_copy_without_the_log": 3,
-    "shipped_before_eligible": 5,
-    "levelled_without_comparing": 2,
-    "positions_forgotten": 2,
-    "copy_forgets_what_came_meanwhile": 14,
+    "recovery_copy_without_the_log": 1,
+    "shipped_before_eligible": 1,
+    "levelled_without_comparing": 11,
+    "positions_forgotten": 1,
+    "copy_forgets_what_came_meanwhile": 1,
 }
 """A seed that notices the mutant, to be tried first; any of the first thousand will do."""
 
@@ -38,34 +37,34 @@ def base() -> Iterator[Path]:
         yield directory
 
 
-def play_all(base: Path, first: int, count: int, capsys: pytest.CaptureFixture[str]) -> None:
-    total: Counter[str] = Counter()
-    broken: list[str] = []
-    for seed in range(first, first + count):
-        outcome = play(base, seed)
-        total += outcome.counts
-        broken += [f"seed {seed}: {sentence}" for sentence in outcome.violations]
+def play_all(first: int, count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    result = play_in_parallel(first, count)
     with capsys.disabled():
-        print(f"\n{count} runs of the three sites from seed {first} on:\n{coverage(total)}")
-    assert not broken
-    assert not not_reached(total)
+        print(f"\n{count} runs of the three sites from seed {first} on:\n{coverage(result.counts)}")
+    assert not result.broken
+    assert not not_reached(result.counts)
 
 
-def test_nothing_is_lost_whatever_fails(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    play_all(base, run_seed() * 1000, SEEDS, capsys)
+@pytest.mark.timeout(1800)
+def test_nothing_is_lost_whatever_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    play_all(run_seed() * 10_000, SEEDS, capsys)
 
 
 @pytest.mark.soak
-def test_soak(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    play_all(base, run_seed() * 1_000_000, SOAK_SEEDS, capsys)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(SOAK_PARTS))
+def test_soak(part: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each part counts for itself, if the whole cannot be played to its end."""
+    count = SOAK_SEEDS // SOAK_PARTS
+    play_all(run_seed() * 1_000_000 + part * count, count, capsys)
 
 
-@pytest.mark.parametrize("seed", [117, 219])
+@pytest.mark.parametrize("seed", range(100, 120))
 def test_a_seed_is_one_run(base: Path, seed: int) -> None:
     first, second = play(base, seed), play(base, seed)
-    assert len(first.trace) > 50
     assert first.trace == second.trace
     assert first.counts == second.counts
+    assert first.steps == second.steps
 
 
 def noticed(base: Path, name: str, seeds: Iterable[int]) -> bool:
@@ -73,8 +72,10 @@ def noticed(base: Path, name: str, seeds: Iterable[int]) -> bool:
         return any(play(base, seed).violations for seed in seeds)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", CAUGHT_BY)
 def test_a_broken_rule_is_noticed(base: Path, name: str) -> None:
+    assert not play(base, CAUGHT_BY[name]).violations
     assert noticed(base, name, [CAUGHT_BY[name], *range(1, MUTANT_SEEDS)])
 
 

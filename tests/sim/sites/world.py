@@ -18,8 +18,13 @@ import lmdb
 import trio
 import trio._core._run as trio_run
 
+import jfs.attributes
 import jfs.device
+import jfs.fileio
+import jfs.filesystem
+import jfs.namespace
 import jfs.nodes
+import replication.channel
 import replication.connections
 import replication.control
 import replication.received_record
@@ -30,11 +35,11 @@ import vsap.queue_files
 from replication.config import SITE_NAMES, Config, Options, SiteConfig, VolumeConfig
 from tests.sim.sites import network as network_module
 from tests.sim.sites.host import EPOCH_NS, PROCESS, Dead, Host, acting, no_room
+from tests.sim.sites.loop import Loop
 from tests.sim.sites.network import End, Factory, Network
 
-VOLUME_BYTES = 4 << 20
-MOST_STEPS = 1_000_000
-"""Task switches of one run; a usual one has 20,000 to 100,000."""
+KEEPS_TIMES = (jfs.attributes, jfs.fileio, jfs.filesystem, jfs.namespace, jfs.nodes)
+VOLUME_BYTES = 2 << 20
 PORTS = {"primary": 7001, "sync": 7002, "async": 7003}
 
 real_open, real_close, real_dup = os.open, os.close, os.dup
@@ -52,8 +57,10 @@ class World:
     def __init__(self, seed: str, directory: Path, **options: Any) -> None:  # noqa: ANN401
         self.rng = random.Random(seed)
         self.directory = directory
-        self.network = Network()
-        self.hosts = {name: Host(name, random.Random(f"{seed} {name}")) for name in SITE_NAMES}
+        self.loop = Loop(seed, PROCESS)
+        self.loop.too_long = self._end
+        self.network = Network(self.loop, random.Random(f"{seed} network"))
+        self.hosts = {name: Host(name, self.loop, random.Random(f"{seed} {name}")) for name in SITE_NAMES}
         self.config = Config(
             path=directory / "trisite.toml",
             volume=VolumeConfig(name="sim", size_bytes=VOLUME_BYTES),
@@ -72,7 +79,15 @@ class World:
 
     def note(self, line: str) -> None:
         """A line of the trace, by which runs are compared, also those of other processes."""
-        self.trace.append(f"{trio.current_time():.6f} {line.replace(str(self.directory), 'DIR')}")
+        self.trace.append(f"{self.loop.now:.6f} {line.replace(str(self.directory), 'DIR')}")
+
+    def _end(self) -> None:
+        """The run goes round in a circle, perhaps without time passing; the same step in every replay."""
+        self.endless = True
+        self.nursery.cancel_scope.cancel()
+        for host in self.hosts.values():
+            for name in list(host.processes):
+                host.kill(name)
 
 
 # --- files ----------------------------------------------------------------------------------------------
@@ -230,9 +245,11 @@ def _notify_closing(sock: Any) -> None:  # noqa: ANN401
 
 
 def _host_replacements(world: World) -> list[tuple[Any, str, Any]]:
+    loop = world.loop
+
     def now_ns() -> int:
         process = PROCESS.get()
-        return process.host.now_ns() if process is not None else EPOCH_NS + int(trio.current_time() * 1e9)
+        return process.host.now_ns() if process is not None else EPOCH_NS + int(loop.now * 1e9)
 
     def boot() -> Any:  # noqa: ANN401
         process = acting()
@@ -240,14 +257,16 @@ def _host_replacements(world: World) -> list[tuple[Any, str, Any]]:
         return process.host.boot
 
     async def in_place(work: Callable[..., Any], *arguments: Any, **_: Any) -> Any:  # noqa: ANN401
-        """A thread: the work happens at one instant, after a moment and before another."""
-        with trio.CancelScope(shield=True):
-            await trio.sleep(world.latency.random() * 0.001)
-            acting()
-            try:
-                return work(*arguments)
-            finally:
-                await trio.sleep(world.latency.random() * 0.0005)
+        """A thread: the work happens at one instant, after a moment, before one, or both."""
+        fate = world.latency.random()
+        if fate < 0.7:
+            await loop.pass_time(fate * 0.0015)
+        acting()
+        try:
+            return work(*arguments)
+        finally:
+            if fate > 0.4:
+                await loop.pass_time(fate * 0.0005)
 
     def lmdb_open(path: str, **arguments: Any) -> SharedEnvironment:  # noqa: ANN401
         return SharedEnvironment(world, path, arguments)
@@ -265,6 +284,7 @@ def _host_replacements(world: World) -> list[tuple[Any, str, Any]]:
         (vsap.queue_files, "SPARE_BYTES", 4096),
         (vsap.condition, "current_boot", boot),
         (replication.received_record, "boot_id", lambda: str(boot())),
+        (replication.channel, "_RECEIVE_BYTES", 16384),
         (replication.connections, "_tuned", lambda connected: connected.end()),
         (trio.to_thread, "run_sync", in_place),
         (trio.lowlevel, "wait_readable", _wait_readable),
@@ -272,13 +292,16 @@ def _host_replacements(world: World) -> list[tuple[Any, str, Any]]:
         (trio.lowlevel, "notify_closing", _notify_closing),
         (time, "time_ns", now_ns),
         (time, "time", lambda: now_ns() / 1e9),
-        (time, "monotonic", trio.current_time),
-        (time, "monotonic_ns", lambda: int(trio.current_time() * 1e9)),
-        (jfs.nodes, "now_ns", now_ns),
+        (time, "monotonic", loop.current_time),
+        (time, "monotonic_ns", lambda: int(loop.now * 1e9)),
+        (trio, "current_time", loop.current_time),
+        (trio, "sleep", loop.sleep),
+        (trio, "sleep_until", loop.sleep_until),
+        (trio_run, "unrolled_run", loop.run_tasks),
+        *((module, "now_ns", now_ns) for module in KEEPS_TIMES),
         (replication.control, "_numbers", itertools.count(1)),
         (os, "urandom", world.latency.randbytes),
         (secrets, "randbits", world.latency.getrandbits),
-        (trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
         (network_module, "HOSTS", world.hosts),
         (network_module, "MACHINES", {port: name for name, port in PORTS.items()}),
     ]
@@ -320,26 +343,7 @@ def simulated(world: World) -> Iterator[None]:
             host.disk.close()
 
 
-class Watchdog(trio.abc.Instrument):
-    """Ends a run that goes round in a circle without time passing; the same step in every replay."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._steps = 0
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Called by trio."""
-        del task
-        self._steps += 1
-        if self._steps == MOST_STEPS:
-            self._world.endless = True
-            self._world.nursery.cancel_scope.cancel()
-            for host in self._world.hosts.values():
-                for name in list(host.processes):
-                    host.kill(name)
-
-
-def run(world: World, seed: str, main: Callable[[], Awaitable[None]]) -> None:
+def run(world: World, main: Callable[[], Awaitable[None]]) -> None:
     """Run to the end, on trio's own order of tasks as the seed gives it."""
 
     async def body() -> None:
@@ -357,9 +361,8 @@ def run(world: World, seed: str, main: Callable[[], Awaitable[None]]) -> None:
                         with trio.CancelScope(shield=True):
                             await process.reap()
 
-    trio_run._r.seed(seed)
     with simulated(world):
-        trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0), instruments=[Watchdog(world)])
+        trio.run(body, clock=world.loop)
 
 
 __all__ = ["Dead", "World", "run", "simulated"]
