@@ -379,7 +379,7 @@ def watching(checkers: Checkers) -> Iterator[None]:
     after(SiteState, "adopt", lambda done, _, roles: checkers.adopted(roles) if done else None)
     after(EntryQueue, "acknowledge_loss", lambda _, queue: checkers.loss_acknowledged(queue))
     after(EntryQueue, "append_batch", lambda _, queue, entries, *a, **k: checkers.entered(queue, entries))
-    after(SetReceiver, "_apply_sets", lambda _, self, batch, again: checkers.applied(self, batch[-1]))
+    after(SetReceiver, "_apply_sets", lambda _, self, batch, *more: checkers.applied(self, batch[-1]))
     after(FileArea, "write", lambda _, self, offset, data: checkers.wrote(self, offset, len(data)))
     after(
         FileArea,
