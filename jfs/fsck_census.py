@@ -12,6 +12,7 @@ from jfs.fsck_scratch import Scratch
 from jfs.layout import FIRST_FILE_INO
 
 UNKNOWN_LINKS = 0xFFFFFFFF  # of an inode whose record is made anew: nothing to compare with
+MOST_SHARES = 4096  # the number of inodes may be wrong
 NEIGHBOURS_BITS = 8  # so many numbers in a row belong to one share
 _READ_ROWS = 1 << 12
 
@@ -66,7 +67,7 @@ class Census:
     """
 
     def __init__(self, inodes: int, share_inodes: int, memory_bytes: int) -> None:
-        self._count = count = max(inodes, 0) // share_inodes + 1
+        self._count = count = min(max(inodes, 0) // share_inodes + 1, MOST_SHARES)
         self.scratch = scratch = Scratch()
         self._inodes = [Rows(_INODE, scratch) for _ in range(count)]
         self._names = [Rows(_NAME, scratch) for _ in range(count)]

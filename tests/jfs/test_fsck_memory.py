@@ -89,6 +89,15 @@ def test_the_census_is_bounded() -> None:
     assert large < 1 << 20
 
 
+@pytest.mark.parametrize("inodes", [-1, 0, 1 << 63])
+def test_a_wrong_number_of_inodes_costs_nothing(inodes: int) -> None:
+    census = Census(inodes, 1, 1000)
+    census.add_inode(ROOT_INO, DIRECTORY, 2, names=1)
+    census.add_name(ROOT_INO, 256, 17, REGULAR)
+    census.add_inode(17, REGULAR, 1, ROOT_INO, 256)
+    assert list(check_links(census, [], lambda _: None)) == []
+
+
 def test_blocks_in_use_are_bounded() -> None:
     """The same answers with some groups in memory as with all."""
     groups = 300
