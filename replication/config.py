@@ -20,7 +20,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -47,6 +47,14 @@ UNITS: Final = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "
 SIZE_PATTERN: Final = re.compile(r"\s*([0-9]{1,20})\s*([A-Za-z]*)\s*")
 HOST_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 FIELD_PATTERN: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>[^`]*)`)?$")
+VALUE_WORDS: Final = {  # what msgspec calls the type of a value, for who writes it
+    "bool": "true or false, without quotes",
+    "int": "a whole number, without quotes",
+    "float": "a number, without quotes",
+    "str": "text in quotes",
+    "object": "a table",
+}
+SIZE_WORDS: Final = 'a size, like "512MiB"'
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -204,7 +212,7 @@ def parse(text: str, path: Path) -> Config:
     limit = raw.options.far_limit_bytes_per_second
     config = Config(
         path=path.absolute(),
-        volume=VolumeConfig(name=raw.volume.name, size_bytes=parse_size(raw.volume.size)),
+        volume=VolumeConfig(name=raw.volume.name, size_bytes=_size_of("volume.size", raw.volume.size)),
         sites={
             name: SiteConfig(directory=base / site.directory, host=site.host, port=site.port)
             for name, site in zip(SITE_NAMES, msgspec.structs.astuple(raw.sites), strict=True)
@@ -214,17 +222,27 @@ def parse(text: str, path: Path) -> Config:
             protect=raw.options.protect,
             protect_timeout_seconds=raw.options.protect_timeout_seconds,
             complete=raw.options.complete,
-            queue_limit_bytes=parse_size(raw.options.queue_limit_bytes),
-            memory_bytes=parse_size(raw.options.memory_bytes),
+            queue_limit_bytes=_size_of("queue_limit_bytes", raw.options.queue_limit_bytes),
+            memory_bytes=_size_of("memory_bytes", raw.options.memory_bytes),
             on_log_full=raw.options.on_log_full,
             silence_seconds=raw.options.silence_seconds,
-            far_limit_bytes_per_second=None if limit is None else parse_size(limit),
+            far_limit_bytes_per_second=(
+                None if limit is None else _size_of("far_limit_bytes_per_second", limit)
+            ),
             far_compression=raw.options.far_compression,
             plain=raw.options.plain,
         ),
     )
     check(config)
     return config
+
+
+def _size_of(key: str, text: str | int) -> int:
+    """`parse_size` of the value of `key`, which a refusal names."""
+    try:
+        return parse_size(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{key}: {error}") from error
 
 
 def _field_sentence(text: str) -> str:
@@ -238,6 +256,12 @@ def _field_sentence(text: str) -> str:
         if where == "sites":
             return f"site {found[1]} is missing; a volume needs {', '.join(SITE_NAMES)}"
         return f"the key {found[1]!r} {table} is missing; add it (docs/operations.md)"
+    if found := re.fullmatch(r"Invalid enum value (.*)", what):
+        hint = get_type_hints(_RawOptions)[where.removeprefix("options.")]  # only options have choices
+        return f"{where} must be {' or '.join(map(repr, get_args(hint)))}, and {found[1]} is neither"
+    if found := re.fullmatch(r"Expected `(.*)`, got `.*`", what):
+        wanted = SIZE_WORDS if "|" in found[1] else VALUE_WORDS.get(found[1], found[1])
+        return f"{where} must be {wanted}; correct it (docs/operations.md)"
     return f"{where}: {what}; correct its value (docs/operations.md)"
 
 

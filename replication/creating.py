@@ -48,10 +48,8 @@ async def create_volume(config: Config, *, force: bool = False) -> CreateResult:
     reports = [survey.reports[site] for site in SITE_NAMES if site in survey.reports]
     holding = [report.site for report in reports if report.volume is not None]
     if holding and not force:
-        raise ProcedureRefused(
-            f"site {', '.join(holding)} holds a volume already; "
-            "--force makes a new one and loses what is on it"
-        )
+        holders = f"site {holding[0]} holds" if len(holding) == 1 else f"sites {', '.join(holding)} hold"
+        raise ProcedureRefused(f"{holders} a volume already; --force makes a new one and loses what is on it")
     # Before any site forgets its volume: the other sites must not be emptied under a mounted file system.
     if mounted := [report.site for report in reports if report.mounted]:
         raise ProcedureRefused(

@@ -99,6 +99,11 @@ def load_identity(directory: Path, name: str) -> Identity:
         server = _context(ssl.PROTOCOL_TLS_SERVER, directory / CA_FILE, certificate_file, key_file)
     except ssl.SSLError as error:
         raise KeysError(f"the keys of {name} in {directory} cannot be used: {error.reason}") from error
+    except PermissionError as error:
+        raise KeysError(
+            f"the keys of {name} in {directory} may not be read by this user; "
+            "run the command as the user who owns them"
+        ) from error
     except OSError as error:
         raise KeysError(
             f"the keys of {name} cannot be read from {directory}: {error.strerror}; `trisite init` makes them"

@@ -151,7 +151,7 @@ def _standing(far: Position, ours: Stream) -> tuple[Standing, str]:
     if ours.doubted:
         return Standing.DOUBTFUL, "a crash of this host lost writes that the far site may have"
     if far.sequence == ours.next_sequence - 1:
-        return Standing.CONTIGUOUS, "the far site has every write"
+        return Standing.CONTIGUOUS, "the far site had every write and follows"
     if ours.oldest is not None and ours.oldest <= far.sequence + 1:
         return Standing.CONTIGUOUS, f"the queue continues the far site from sequence {far.sequence + 1}"
     oldest = "it is empty" if ours.oldest is None else f"it begins at {ours.oldest}"

@@ -245,8 +245,10 @@ def _site(survey: Survey, name: SiteName, roles: Roles | None) -> SiteStatus:
 
 def _protected(survey: Survey, roles: Roles | None) -> tuple[bool, str]:
     """Whether the sync site could take over now with nothing lost, and the sentence why (not)."""
+    if roles is None and survey.silent:
+        return False, "no site that answers holds a volume; start the daemons of those that do not answer"
     if roles is None:
-        return False, "there is no volume yet"
+        return False, "there is no volume yet; make one with `trisite mkfs`"
     if roles.sync_to is None:
         return False, f"site {roles.writer} writes alone; `trisite failback` brings the normal operation back"
     report = survey.reports.get(roles.sync_to)
@@ -311,9 +313,17 @@ def _warnings(
     ]
     if not protected:
         found.append(f"the volume is not protected against the loss of site {roles.writer}: {reason}")
-    if writer is not None and writer.mount is not None and writer.mount.unprotected:
+    mount = writer.mount if writer is not None else None
+    failed = mount is not None and mount.sync_state == State.FAILURE_SUSPEND and not mount.unprotected
+    if failed and roles.sync_to is not None:
         found.append(
-            f"site {roles.writer} writes WITHOUT the sync site, which is behind: {writer.mount.sync_reason}"
+            f"writes wait for site {roles.sync_to} and then fail (EIO) until it is back; "
+            f"start its daemon with `trisite site {roles.sync_to}`, or write with one copy less after "
+            f"`trisite pair delete {roles.writer},{roles.sync_to} --force`"
+        )
+    if mount is not None and mount.unprotected:
+        found.append(
+            f"site {roles.writer} writes WITHOUT the sync site, which is behind: {mount.sync_reason}"
             if roles.sync_to is not None
             else f"site {roles.writer} writes without a sync site"
         )

@@ -105,9 +105,10 @@ def report(error: BaseException, command: str, *, debug: bool) -> int:
     if debug:
         render.note("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, CycloptsError):
-        sentence = " ".join(str(error).split())
+        sentence = " ".join(str(error).split()).rstrip(".")
+        end = "" if sentence.endswith("?") else ";"
         words = ("trisite", command, "--help") if command else ("trisite", "--help")
-        render.error(f"{sentence.rstrip('.')}; `{' '.join(words)}` shows what can be said")
+        render.error(f"{sentence}{end} `{' '.join(words)}` shows what can be said")
         return USAGE_CODES.get(command, ExitCode.USAGE)
     sentence, code = explain(error)
     if code == ExitCode.INTERNAL and not debug:

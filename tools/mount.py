@@ -53,7 +53,12 @@ def mount(
     config: ConfigOption = None,
     at: Annotated[SiteName, Parameter(help="The site to mount at: the one that writes.")] = "primary",
     options: Annotated[
-        list[str] | None, Parameter(name=["-o", "--options"], help="Mount options, separated by commas.")
+        list[str] | None,
+        Parameter(
+            name=["-o", "--options"],
+            negative="",
+            help="Mount options, separated by commas, such as ro, noatime or allow_other.",
+        ),
     ] = None,
     foreground: Annotated[
         bool, Parameter(negative="", help="Stay until unmounted or SIGTERM, in this process.")

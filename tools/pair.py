@@ -39,9 +39,10 @@ def pair(
         bool, Parameter(negative="", help="Suspend or delete also where the sync site cannot be told.")
     ] = False,
 ) -> int:
-    """Suspend a pair for maintenance of its secondary, or resync it: what was missed is copied.
+    """Suspend a pair for maintenance of its secondary and resync it, or delete one and create it again.
 
-    A deleted pair protects nothing any more until it is created again; the application goes on.
+    The application goes on, and what was missed is copied by resync and create. A deleted pair protects
+    nothing any more until it is created again.
 
     Parameters
     ----------

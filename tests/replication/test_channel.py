@@ -1,5 +1,6 @@
 """The channel over loopback sockets: TLS both ways, foreign certificates, silence, slow and hostile peers."""
 
+import errno
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -332,3 +333,14 @@ def test_keys_are_private_and_bound_to_their_name(tmp_path: Path) -> None:
     (tmp_path / "keys" / "primary.pem").write_text("nothing")
     with pytest.raises(KeysError, match="not a certificate"):
         load_identity(tmp_path / "keys", "primary")
+
+
+def test_keys_of_another_user_are_not_to_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(KeysError, match="as the user who owns them"):
+        load_identity(tmp_path / "keys", "operator")

@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from replication.config import SITE_NAMES, load, parse_size, size_text
-from replication.control import HeardReport
+from replication.control import HeardReport, MountReport
 from replication.creating import create_volume
 from replication.procedures.plan import Survey
 from replication.roles import first_roles
@@ -19,6 +19,7 @@ from tests.replication.test_plan import survey
 
 SINCE = 1_000_000_000_000_000_000
 ROLES = first_roles(SINCE)
+EVERY = survey(ROLES, *SITE_NAMES)
 AN_HOUR_LATER = SINCE + 3600 * 10**9
 DUPLEX = PairRecord(
     kind="sync",
@@ -99,6 +100,37 @@ def test_a_silent_site_is_named_once(tmp_path: Path) -> None:
     told = [sentence for sentence in (*status.warnings, status.armed_reason) if "async" in sentence]
     assert len(told) == 2
     assert [sentence.count("site async") for sentence in told] == [1, 1]
+
+
+def test_that_writes_fail_without_the_sync_site_is_told_with_the_ways_out(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+
+    def warned(state: str, *, unprotected: bool = False) -> list[str]:
+        mount = MountReport(
+            issued_sequence=1,
+            log_files=0,
+            log_bytes=0,
+            log_capacity_bytes=1 << 20,
+            sync_state=state,
+            sync_reason="no answer",
+            unprotected=unprotected,
+        )
+        found = survey(ROLES, "primary", "async", mounted=True, mount=mount)
+        return [one for one in snapshot("home", found, config).warnings if "(EIO)" in one]
+
+    (sentence,) = warned("Failure-Suspend")
+    assert "`trisite site sync`" in sentence
+    assert "`trisite pair delete primary,sync --force`" in sentence
+    assert warned("Duplex") == []
+    assert warned("Failure-Suspend", unprotected=True) == []
+
+
+def test_that_there_is_no_volume_is_only_said_where_every_site_says_so(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    assert "no site that answers holds a volume" in snapshot("home", survey(ROLES), config).armed_reason
+    blank = {site: msgspec.structs.replace(one, roles=None) for site, one in EVERY.reports.items()}
+    empty = snapshot("home", Survey(reports=blank, silent={}), config)
+    assert empty.armed_reason == "there is no volume yet; make one with `trisite mkfs`"
 
 
 def test_a_size_is_told_as_it_can_be_written() -> None:

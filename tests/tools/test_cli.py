@@ -77,6 +77,7 @@ def test_the_volume_is_named_after_its_directory(directory: str, name: str) -> N
     [
         (("stauts",), ExitCode.USAGE, "stauts"),
         (("status", "--loud"), ExitCode.USAGE, "--loud"),
+        (("status", "--jsn"), ExitCode.USAGE, "Did you mean --json? `trisite status --help`"),
         (("status",), ExitCode.USAGE, "TRISITE_CONFIG"),
         (("status", "-c", "/nonexistent.toml"), ExitCode.USAGE, "/nonexistent.toml"),
         (("fsck", "--at", "sync", "--loud"), 16, "--loud"),
