@@ -152,9 +152,7 @@ class Writer:
             command = ["umount", self.mountpoint]
             done = await trio.run_process(command, check=False, capture_stderr=True)
             if done.returncode != 0:
-                return (
-                    f"{self.mountpoint} cannot be unmounted: {done.stderr.decode(errors='replace').strip()}"
-                )
+                return why_not_unmounted(self.mountpoint, done.stderr.decode(errors="replace"))
         if self._finish is not None:
             self._finish()
         return None
@@ -390,3 +388,11 @@ def _pair_on_record(place: Place, peer: str, epoch: int) -> Pair | None:
                 return None  # it was asked for in an earlier epoch; the sites were brought level since
             return Pair(Kind.SYNC, State(record.state), record.since, record.reason)
     return None
+
+
+def why_not_unmounted(mountpoint: str, said: str) -> str:
+    """Why the mount point stays, from what umount(8) printed; no full stop, other words follow."""
+    if "busy" in said:
+        return f"something works in {mountpoint} (fuser -vm {mountpoint} shows it)"
+    reason = said.strip().removeprefix(f"umount: {mountpoint}: ").rstrip(".")
+    return f"{mountpoint} cannot be unmounted, {reason or 'umount does not say why'}"

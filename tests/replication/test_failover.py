@@ -15,7 +15,7 @@ from jfs.mountpoint import MountRefused
 from replication import procedures
 from replication.config import SITE_NAMES, SiteName
 from replication.creating import create_volume
-from replication.mounting import open_writer
+from replication.mounting import open_writer, why_not_unmounted
 from replication.procedures import ProcedureRefused, StepEvent
 from replication.procedures.survey import take_survey
 from replication.quarantine import read_entries, read_listing_file
@@ -338,3 +338,15 @@ def test_a_daemon_that_cannot_start_says_why_in_one_sentence(cluster: Cluster) -
 def test_a_daemon_stops_cleanly_at_sigterm(cluster: Cluster) -> None:
     assert cluster.daemons.pop("async").stop() == 0
     assert not (cluster.base / "async" / "daemon.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("umount: /m: target is busy.\n", "something works in /m (fuser -vm /m shows it)"),
+        ("umount: /m: not mounted.\n", "/m cannot be unmounted, not mounted"),
+        ("", "/m cannot be unmounted, umount does not say why"),
+    ],
+)
+def test_why_a_mount_could_not_be_ended_is_part_of_a_sentence(said: str, told: str) -> None:
+    assert why_not_unmounted("/m", said) == told
