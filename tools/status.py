@@ -90,6 +90,12 @@ def waiting(snapshot: Status) -> str:
             f"waiting for the async site: {snapshot.queue.entries:,} entries, "
             f"{size(snapshot.queue.bytes)}, lag {lag}"
         )
+        # Not of a pair in step: its site answered a moment before the writer, whose queue has moved on since.
+        behind = [one.target for one in snapshot.pairs if one.kind == "async" and one.state != "Duplex"]
+        far = [snapshot.sites[target].durable_seq for target in behind]
+        oldest = snapshot.queue.oldest_seq
+        if oldest is not None and any(held is not None and held + 1 < oldest for held in far):
+            text += " (and what left the queue before: the far site is older until that is copied)"
     if snapshot.log is not None:
         text += (
             f"; metadata log: {snapshot.log.files:,} files, "

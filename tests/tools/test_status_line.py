@@ -1,4 +1,4 @@
-"""What `status` says of the far link, to people."""
+"""What `status` says of the far site and the link to it, to people."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -6,8 +6,8 @@ from typing import cast
 import pytest
 
 from replication.far_link import FarLinkStatus
-from replication.status import Status
-from tools.status import far_link
+from replication.status import QueueStatus, Status
+from tools.status import far_link, waiting
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,25 @@ def test_a_link_that_is_limited_or_compressed_has_a_line(
     )
     assert far_link(cast(Status, SimpleNamespace(far_link=link))) == says
     assert far_link(cast(Status, SimpleNamespace(far_link=None))) == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "durable", "older"),
+    [
+        ("Duplex-Pending", 99, False),
+        ("Duplex-Pending", 98, True),
+        ("Failure-Suspend", None, False),
+        ("Duplex", 98, False),
+    ],
+)
+def test_the_lag_of_the_queue_is_not_all_after_an_overflow(
+    state: str, durable: int | None, older: bool
+) -> None:
+    snapshot = SimpleNamespace(
+        queue=QueueStatus(entries=2, bytes=8192, oldest_seq=100, newest_seq=101),
+        lag_seconds=1.5,
+        log=None,
+        pairs=[SimpleNamespace(kind="async", target="async", state=state)],
+        sites={"async": SimpleNamespace(durable_seq=durable)},
+    )
+    assert ("the far site is older until that is copied" in waiting(cast(Status, snapshot))) is older
