@@ -479,6 +479,8 @@ class SyncCopy(SyncLedger):
         self._in_step = False
         if self._out_since is None:
             self._out_since = trio.current_time()
+        if not self._finished:
+            self._lost_because = error.sentence if isinstance(error, PeerRefused) else str(error)
         if isinstance(error, PeerRefused):
             self._refused(error)
         elif not self._finished:

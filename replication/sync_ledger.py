@@ -42,6 +42,8 @@ class SyncLedger:
         self._in_step = False
         self._initial = False
         self._refusal: DeviceError | None = None
+        self._lost_because: str | None = None
+        """Why the last conversation ended: the pair's own reason may already be that of the next attempt."""
         self._permanent: DeviceError | None = None
         self._progress = trio.lowlevel.ParkingLot()
 
@@ -132,7 +134,8 @@ class SyncLedger:
 
     def _refusal_sentence(self) -> str:
         return (
-            f"writes are refused because site {self.peer} does not receive them: {self._pair.reason} "
+            f"writes are refused because site {self.peer} does not receive them: "
+            f"{self._lost_because or self._pair.reason} "
             f"({self._pair.state} since {time_text(self._pair.since_ns)}); they go on by themselves when it "
             f"is back: start its daemon or repair the network, or mount with protect = false"
         )

@@ -118,7 +118,7 @@ GOOD = Welcome(
         ({"position_epoch": 2, "position_sequence": 51, "received_sequence": 51}, Remedy.COPY),
         ({"position_epoch": 4, "position_sequence": 50, "received_sequence": 50}, Remedy.COPY),
         ({"received_sequence": 101}, Remedy.COPY),
-        ({"has_volume": False, "received_sequence": 0, "position_epoch": 0}, Remedy.SEND),
+        ({"has_volume": False, "received_sequence": 0, "position_epoch": 0}, Remedy.COPY),
         ({"copy_sequence": 70}, Remedy.GO_ON),
         ({"copy_sequence": 70, "incarnation": "j"}, Remedy.COPY),
         ({"copy_sequence": 101}, Remedy.COPY),
@@ -134,6 +134,14 @@ def test_how_a_secondary_is_brought_level(change: dict[str, object], expected: R
         assert remedy(welcome, ROLES, newest=100, queue_whole=False, resync=None) is Remedy.COPY
     if expected is Remedy.GO_ON:
         assert remedy(welcome, ROLES, newest=100, queue_whole=True, resync=None) is Remedy.COPY
+
+
+def test_nothing_is_where_only_the_first_stream_begins() -> None:
+    """A site that holds nothing is sent the entries where the stream itself began with nothing."""
+    welcome = Welcome(version=1, site="sync", incarnation="i", has_volume=False)
+    for start, expected in ((0, Remedy.SEND), (50, Remedy.COPY)):
+        roles = Roles(epoch=1, writer="primary", sync_to="sync", start_sequence=start)
+        assert remedy(welcome, roles, newest=100, queue_whole=True, resync=None) is expected
 
 
 def test_a_copy_keeps_what_is_not_acknowledged() -> None:

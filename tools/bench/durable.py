@@ -50,8 +50,8 @@ class Until:
         self.count = 0
 
     def going(self) -> bool:
-        """Whether there is time for another operation; call it before each."""
-        if time.perf_counter() >= self.deadline:
+        """Whether there is time for another operation, as there always is for one; call it before each."""
+        if self.count and time.perf_counter() >= self.deadline:
             return False
         self.count += 1
         return True

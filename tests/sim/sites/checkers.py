@@ -267,7 +267,9 @@ class Checkers:
                 received = self.receivers[target].received_sequence
             except ValueError:
                 return  # its daemon died while the answer was on its way
-            self.compare(target, self.epoch[site], received, range(BLOCKS), "sync pair Duplex")
+            # The mount process brought it level, and may not have heard yet of the epoch its site knows.
+            epoch = self.cluster.mount_epoch.get(source, self.epoch[site])
+            self.compare(target, epoch, received, range(BLOCKS), "sync pair Duplex")
 
     def applied(self, receiver: SetReceiver, last: Any) -> None:  # noqa: ANN401
         """Sets were applied; D must be a state of the past."""

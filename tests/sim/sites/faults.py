@@ -105,6 +105,8 @@ class Faults:
         """A daemon that dies soon after each start: nothing it begins comes to its end."""
         host = self._host()
         for _ in range(self.rng.randrange(2, 5)):
+            if self.healed:
+                return
             host.kill("daemon")
             await trio.sleep(self.rng.choice((0.05, 0.2, 0.6)))
 
