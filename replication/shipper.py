@@ -337,6 +337,9 @@ class Shipper:
 
     async def _ship(self, far: FarSite) -> None:
         while self.pair.state not in STOPPED_STATES:
+            if self.pair.state not in (State.DUPLEX, State.SUSPENDING):
+                # Resumed before it had drained: this conversation goes on, and nothing was left out of it.
+                self._event(Event.IN_STEP, "the far site follows, it was resumed before it stopped")
             state = self._queue.state()
             following = far.tail.sequence + 1
             if state.dropped_through >= following:

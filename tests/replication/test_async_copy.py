@@ -436,6 +436,22 @@ async def test_a_suspended_pair_drains_stops_and_goes_on(seed: int) -> None:
         assert target.area.content == writer.states[11]
 
 
+async def test_a_pair_that_is_resumed_before_it_had_drained_is_duplex_again(seed: int) -> None:
+    chance = random.Random(seed)
+    writer, target = Writer(chance), Target(chance, Position(1, 0))
+    async with following(writer, target) as (shipper, _receiver, _link):
+        await until(lambda: shipper.pair.state is State.DUPLEX)
+        for _ in range(10):
+            writer.write()
+        writer.acknowledge()
+        shipper.suspend("an operator asked for it")
+        assert shipper.pair.state is State.SUSPENDING
+        shipper.resume("an operator asked for it")
+        await until(lambda: shipper.pair.state is State.DUPLEX)
+        await level(shipper, writer)
+        assert target.area.content == writer.states[10]
+
+
 async def test_what_this_site_cannot_read_is_told_and_tried_again(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
