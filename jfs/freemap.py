@@ -76,6 +76,7 @@ class FrozenMap:
         self._groups = dirty
         self._load = load
         self._changed = set(dirty)
+        self._freed: dict[int, bitarray] = {}  # since the freeze
         self.frozen_groups = frozenset(dirty)
         self.free_blocks = used_free_blocks
 
@@ -88,6 +89,18 @@ class FrozenMap:
 
     def __contains__(self, group: int) -> bool:
         return group in self._groups
+
+    def note_freed(self, group: int, bit: int, count: int) -> None:
+        """Blocks are freed after the freeze."""
+        freed = self._freed.get(group)
+        if freed is None:
+            freed = self._freed[group] = zeros(GROUP_BLOCKS, "little")
+        freed[bit : bit + count] = 1
+
+    def closed_to_nodes(self, group: int) -> bitarray:
+        """Where in a group no node of the checkpoint may go. Not to be changed."""
+        freed = self._freed.get(group)
+        return self.bits(group) if freed is None else self.bits(group) | freed
 
     def set(self, start: int, count: int, *, used: bool) -> None:
         """Make a run used or free; harmless when it is already."""
@@ -228,6 +241,8 @@ class FreeMap:
         for group, bit, part in parts:
             self._pinned.setdefault(group, []).append((bit, part))
             self._dirty.add(group)
+            if self._frozen is not None:
+                self._frozen.note_freed(group, bit, part)
         self.pinned_blocks += count
 
     def unpin(self, start: int, count: int) -> None:
@@ -362,8 +377,8 @@ class FreeMap:
     def allocate_nodes(self, count: int) -> list[int]:
         """Addresses for tree nodes, ascending where possible. NoSpace leaves the map as it was.
 
-        Not in blocks that were freed after the freeze: the log behind the checkpoint frees them again when it
-        is replayed, and would then free the node.
+        Not in blocks that were freed after the freeze, also if they were allocated after it: the log behind
+        the checkpoint frees them again when it is replayed, and would then free the node.
         """
         addresses: list[int] = []
         want = CONTIGUOUS_BLOCKS
@@ -408,7 +423,7 @@ class FreeMap:
         """The start of a free run of `count` blocks at or after `position`, then from `low`; or -1.
 
         Looks into at most `patience` groups that are not full. A run does not cross a group's end. With
-        `frozen` it is free there as well.
+        `frozen` it is open to nodes there as well.
         """
         wanted = zeros(count, "little")
         if position >= self.total_blocks:
@@ -423,7 +438,7 @@ class FreeMap:
                     return -1
                 group, bit, wrapped = low_group, low_bit, True
                 continue
-            bits = self._bits(group) if frozen is None else self._bits(group) | frozen.bits(group)
+            bits = self._bits(group) if frozen is None else self._bits(group) | frozen.closed_to_nodes(group)
             begin = bit if group * GROUP_BLOCKS + bit >= low else low_bit
             found = bits.find(wanted, begin)
             if found >= 0:

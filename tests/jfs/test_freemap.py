@@ -189,6 +189,23 @@ def test_a_node_is_not_put_where_blocks_were_freed_after_the_freeze() -> None:
     assert len(free_map.allocate_nodes(8)) == 8
 
 
+def test_a_node_is_not_put_where_blocks_came_and_went_after_the_freeze() -> None:
+    """They were free at the freeze; but the log behind the checkpoint says that they were freed."""
+    free_map = make_map(reserve=2)
+    free_map.set_used(0, TOTAL)
+    free_map.set_free(2000, 2 * NODE_BLOCKS)
+    free_map.freeze()
+    assert free_map.allocate(NODE_BLOCKS, 2000) == [(2000, NODE_BLOCKS)]
+    free_map.pin(2000, NODE_BLOCKS)
+    free_map.unpin(2000, NODE_BLOCKS)
+    assert free_map.allocate_nodes(1) == [2000 + NODE_BLOCKS]
+    with pytest.raises(NoSpace):
+        free_map.allocate_nodes(1)
+    free_map.thaw(written=True)
+    free_map.freeze()
+    assert free_map.allocate_nodes(1) == [2000]
+
+
 def test_an_abandoned_freeze_is_written_next_time() -> None:
     free_map = make_map()
     free_map.set_used(10, 5)
