@@ -68,7 +68,7 @@ class Requests:
         self.fs = file_system
         self.stale: Callable[[int], None] = lambda ino: None
         """Lets the kernel ask for the attributes of an inode again."""
-        # Files that nothing was written to yet: the kernel believes in one block.
+        # New files of which the kernel has heard once, and then of one block.
         self._made: set[int] = set()
         # Files without blocks of which the kernel has pages to write.
         self._filling: set[int] = set()
@@ -97,6 +97,7 @@ class Requests:
         """
         blocks = node.blocks
         if blocks or node.ino not in self._filling:
+            self._made.discard(node.ino)
             return blocks * wire.SECTORS
         return wire.SECTORS
 
@@ -132,7 +133,9 @@ class Requests:
         return value
 
     def _note_filling(self, ino: int) -> None:
-        """The kernel asks this before the first write to a file since it had the attributes."""
+        """The kernel asks this before the first write to a file since it had the attributes, and before a cut,
+        which looks the same: a file without blocks that is cut to a length shows one until its next fsync.
+        """
         node = self.fs.node(ino)
         if not node.blocks and S_IFMT(node.mode) == S_IFREG and ino not in self._filling:
             _add(self._filling, ino)
@@ -206,6 +209,8 @@ class Requests:
             ctime_ns=ctime * wire.NS_PER_S + ctime_ns if valid & wire.FATTR_CTIME else None,
             clear_privileges=bool(valid & wire.FATTR_KILL_PRIVILEGES),
         )
+        if valid & wire.FATTR_SIZE and not size:
+            self._filling.discard(ino)  # no page is left
         return wire.attributes(node, self.sectors(node))
 
     @staticmethod
@@ -276,6 +281,9 @@ class Requests:
 
     def _tell_blocks(self, ino: int) -> None:
         blocks = self.fs.node(ino).blocks
+        if ino in self._filling:  # was only cut: no page of it waits any more, and none comes without a question
+            self._filling.discard(ino)
+            self.stale(ino)
         told = self._told.get(ino, 0)
         if abs(blocks - told) * BLOCKS_SHARE > told:
             # Not at every fsync of a file that grows: what the kernel forgets it asks for at the next write.

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from jfs import fuse_door, fuse_requests
+from jfs import fuse_door, fuse_requests, namespace
 from jfs import fuse_wire as wire
 from jfs.device import Buffer, FileDevice
 from jfs.errors import CorruptionError, DeviceError, FileSystemError, NoSpace
@@ -301,7 +301,8 @@ async def test_the_blocks_of_a_file_that_has_pages_in_the_kernel(bench: Bench) -
     assert await sectors() == 0, "asked again, it was closed"
     await bench.ask(wire.GETXATTR, ino, CAPABILITY)
     assert await sectors() == 8
-    assert not kernel.notified
+    assert kernel.notified == [ino], "the kernel has just heard of no block"
+    kernel.notified.clear()
     await bench.write(ino, 0, b"x" * 5000)
     for _ in range(2):
         await bench.ask(wire.FSYNC, ino, FSYNC)
@@ -326,6 +327,15 @@ async def test_which_reads_set_the_access_time(bench: Bench) -> None:
         node.atime_ns = 1
         await bench.ask(wire.READ, node.ino, read_in(0, 100, flags))
         assert (node.atime_ns > 1) == moves
+
+
+async def test_more_names_than_a_file_can_have(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = (await bench.kernel.entry(wire.MKDIR, 1, mkdir_in(b"d")))["ino"]
+    await bench.kernel.entry(wire.MKDIR, directory, mkdir_in(b"a"))
+    await bench.kernel.entry(wire.MKDIR, 1, mkdir_in(b"c"))
+    monkeypatch.setattr(namespace, "NLINK_MAX", 3)
+    await bench.fails(errno.EMLINK, wire.MKDIR, directory, mkdir_in(b"b"))
+    await bench.fails(errno.EMLINK, wire.RENAME, 1, wire.RENAME_IN.pack(directory) + b"c\0c\0")
 
 
 async def test_names_are_made_moved_and_removed(bench: Bench) -> None:

@@ -377,6 +377,25 @@ def an_empty_file_that_is_open_for_writing_uses_no_block(place: Path) -> Outcome
 
 
 @check
+def blocks_of_a_new_file_that_is_only_cut_to_a_length(place: Path) -> Outcome:
+    path = fill(place / "f", b"")
+    os.truncate(path, MIB)
+    return _blocks(path)
+
+
+@check
+def blocks_of_a_new_file_that_was_cut_to_a_length_and_back_or_synced(place: Path) -> Outcome:
+    with open(place / "f", "wb", 0) as file, open(place / "g", "wb", 0) as other:
+        file.truncate(MIB)
+        other.truncate(MIB)
+        file.truncate(0)
+        os.fsync(other.fileno())
+        answers = [_blocks(place / "f"), _blocks(place / "g")]
+        other.write(b"x" * 5000)
+        return answers, 0 < _blocks(place / "g") <= 8192
+
+
+@check
 def links_directories_and_pipes_take_few_blocks(place: Path) -> Outcome:
     os.mkdir(place / "d")
     os.mkfifo(place / "p")

@@ -1,6 +1,7 @@
 """rename(2) and renameat2(2): everything over everything, with every flag."""
 
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -282,3 +283,31 @@ def nothing_is_lost_when_directories_move_about(place: Path) -> Outcome:
         said(os.rename, a / "inner", b)
     found = tree(place)
     return found, sorted(path.read_bytes() for path in place.rglob("f")), kind(place)
+
+
+@check
+def a_name_in_another_file_system(place: Path) -> Outcome:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        away = Path(elsewhere)
+        fill(place / "f")
+        _full(place / "d")
+        fill(away / "g")
+        answers = [
+            said(call, source, target)
+            for call in (os.rename, os.link, lambda a, b: calls.renameat2(a, b, calls.EXCHANGE))
+            for source, target in (
+                (place / "f", away / "f"),
+                (place / "d", away / "d"),
+                (away / "g", place / "g"),
+                (place / "f", away / "g"),
+            )
+        ]
+        return answers, tree(place), tree(away)
+
+
+@check
+def a_name_behind_a_link_to_another_file_system(place: Path) -> Outcome:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        os.symlink(elsewhere, place / "away")
+        fill(place / "f")
+        return said(os.rename, place / "f", place / "away" / "f"), tree(place)

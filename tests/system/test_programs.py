@@ -361,6 +361,9 @@ def test_times_modes_holes(tmp_path):
     assert path.stat().st_mode & 0o7777 == 0o640
     os.truncate(path, 5_000_000)
     assert path.stat().st_blocks <= 8
+    with path.open() as file:
+        os.fsync(file.fileno())
+    assert path.stat().st_blocks == 0
     assert path.read_bytes() == bytes(5_000_000)
 
 
