@@ -281,7 +281,7 @@ class Requests:
 
     def _tell_blocks(self, ino: int) -> None:
         blocks = self.fs.node(ino).blocks
-        if ino in self._filling:  # was only cut: no page of it waits any more, and none comes without a question
+        if ino in self._filling:  # only cut: none of its pages waits any more
             self._filling.discard(ino)
             self.stale(ino)
         told = self._told.get(ino, 0)

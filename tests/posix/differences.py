@@ -150,8 +150,8 @@ DIFFERENCES = (
         ("data: blocks of a new file that is only cut to a length",),
         4096,
         "a new file that is only cut to a length shows one block in `st_blocks` until its next fsync",
-        "the kernel asks the same before a cut as before a write, and a file whose data waits in the page cache "
-        "must not look like a hole",
+        "the kernel asks the same before a cut as before a write, and a file whose data waits in the page "
+        "cache must not look like a hole",
     ),
     Difference(
         ("xattrs: attributes that take more than a block",),
