@@ -133,7 +133,7 @@ class Requests:
         return value
 
     def _note_filling(self, ino: int) -> None:
-        """The kernel asks this before the first write to a file since it had the attributes, and before a cut,
+        """Asked before the first write to a file since the kernel had the attributes, and before a cut,
         which looks the same: a file without blocks that is cut to a length shows one until its next fsync.
         """
         node = self.fs.node(ino)
