@@ -247,12 +247,17 @@ class SyncCopy(SyncLedger):
             nursery.start_soon(self._watch)
             task_status.started()
             while not self._finished:
-                if self._suspended or self._permanent is not None:
+                if self._stopped:
                     await self._attention.wait()
                     self._attention = trio.Event()
                     continue
                 await self._connect_once()
             nursery.cancel_scope.cancel()
+
+    @property
+    def _stopped(self) -> bool:
+        """No conversation is wanted now."""
+        return self._finished or self._suspended or self._permanent is not None
 
     async def _connect_once(self) -> None:
         try:
@@ -263,7 +268,7 @@ class SyncCopy(SyncLedger):
                 channel.close()
         except _FAILURES as error:
             self._lost(error)
-        if not (self._finished or self._suspended or self._permanent is not None):
+        if not self._stopped:
             with trio.move_on_after(self._backoff.failed()):
                 await self._attention.wait()
 
@@ -273,6 +278,8 @@ class SyncCopy(SyncLedger):
         welcome = await greet(channel, self._hello(), volume=self._volume.bytes)
         if welcome.roles is not None and welcome.roles.epoch > self.roles.epoch:
             raise PeerRefused(f"site {self.peer} is in a newer epoch", welcome.roles, RefusalCode.SUPERSEDED)
+        if self._stopped:
+            return  # suspended or finished while this was greeted: what is connected must not come into step
         if not self._protect:
             self._tell(True)
         self._stream = stream = SyncStream(

@@ -365,6 +365,32 @@ async def test_a_clean_end_and_a_suspension_are_noted(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
 
 
+async def test_a_pair_suspended_while_it_connects_does_not_come_into_step(tmp_path: Path) -> None:
+    """The secondary would prove what is no longer so, and after the resync nobody would say Duplex."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    connected, go_on = trio.Event(), trio.Event()
+
+    async def dial() -> Channel:
+        channel: Channel = await secondary.dialer()()  # type: ignore[misc]
+        connected.set()
+        await go_on.wait()
+        return channel
+
+    async with secondary.up(), trio.open_nursery() as nursery:
+        copy = writer.make_copy(dial)
+        nursery.start_soon(copy.run)
+        await connected.wait()
+        await copy.suspend("for maintenance", force=True)
+        go_on.set()
+        await until(lambda: bool(secondary.channels) and secondary.channels[0].failure is not None)
+        assert not now(secondary.record.facts.in_step)
+        assert copy.pair.state is State.SUSPEND
+        copy.resume("maintenance is over")
+        await until(lambda: copy.pair.state is State.DUPLEX)
+        assert now(copy.in_step)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_flush_that_is_never_answered_is_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from typing import Literal
 import pytest
 import trio
 
+from replication.client import ask_site
+from replication.control import SetPair
 from replication.procedures.commands import failover
 from replication.procedures.results import FailoverResult, ProcedureRefused
 from replication.procedures.running import Progress
@@ -73,6 +75,32 @@ def test_a_take_over_refused_by_a_full_disk_leaves_a_follower(base: Path) -> Non
 
     checkers = tell(base, story)
     assert checkers.cluster.counts["acknowledged"] > 5
+
+
+def test_a_pair_suspended_while_its_writer_connects_is_duplex_again_after_the_resync(base: Path) -> None:
+    """The connection came into step unseen, and nobody said so when the pair was resumed (seed 8003073)."""
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        link = cluster.world.network.link("primary", "sync")
+
+        async def change(action: Literal["suspend", "resync"]) -> None:
+            request = SetPair(target="sync", action=action, force=True)
+            await cluster.operate(
+                "primary", action, lambda: ask_site(cluster.world.config, "primary", request)
+            )
+
+        link.change(up=False)
+        cluster.world.network.reset_all("primary", "sync")
+        await trio.sleep(2)
+        await change("suspend")
+        assert checkers.pairs["sync", "primary", "sync"] == "Suspend"
+        link.change(up=True)
+        await trio.sleep(1)
+        await change("resync")
+        await trio.sleep(5)
+        assert checkers.pairs["sync", "primary", "sync"] == "Duplex"
+
+    tell(base, story)
 
 
 def test_a_site_that_answers_for_another_volume_learns_no_roles(base: Path) -> None:
