@@ -2,18 +2,22 @@
 
 A request is a struct that names its method and the type of its reply; `ask` sends it over a channel and
 returns the reply. A daemon answers every request or says in one sentence why not.
+
+A daemon that was stopped, or a link that was cut, may bring a request long after whoever made it has given up
+and told an operator so. So what changes anything is done only once the asker, asked again, still waits.
 """
 
 import itertools
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 import trio
 
 from replication.config import SITE_NAMES, SiteName
-from replication.errors import PeerUnreachable, RemoteProtocolError
+from replication.errors import AnswerLost, PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.far_link import FarLinkStatus
-from replication.frames import Buffer, Frame, FrameType
+from replication.frames import Buffer, Frame, FrameType, encode
 from replication.messages import Reply, Request, decode_json, encode_json
 from replication.roles import Roles
 from replication.state import PairEvent, PairRecord, TakeOverRecord
@@ -21,6 +25,8 @@ from replication.state import PairEvent, PairRecord, TakeOverRecord
 ReplyT = TypeVar("ReplyT")
 Range = tuple[int, int]
 """(offset, length) in bytes of the volume."""
+Confirm = Callable[[], Awaitable[None]]
+"""Returns when whoever made a request says that it still waits; ControlError where it does not."""
 MOST_RANGES: Final = 20_000
 """In one message: some 30 bytes each, and a message may have a MiB."""
 
@@ -37,7 +43,9 @@ class ControlError(Exception):
 
 
 class ControlRequest(msgspec.Struct, Generic[ReplyT], frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request; `changes` says that only the operator and the sites of the cluster may make it."""
+    """A request; `changes` says that only the operator and the sites of the cluster may make it, and that it
+    is confirmed before it is carried out.
+    """
 
     method: ClassVar[str] = ""
     changes: ClassVar[bool] = False
@@ -453,20 +461,33 @@ _numbers = itertools.count(1)
 async def ask(channel: ControlChannel, request: ControlRequest[ReplyT], seconds: float) -> ReplyT:
     """Send one request and wait for its reply at most `seconds`; one request at a time on a channel.
 
-    Raises ControlError when the site says no, PeerUnreachable when it does not answer in time.
+    Raises ControlError when the site says no, PeerUnreachable when it does not answer in time: then it has
+    changed nothing, and will not. AnswerLost where the site was told to go on: it may have, or may still.
     """
     number = next(_numbers)
     message = Request(id=number, method=request.method, params=msgspec.to_builtins(request))
-    with trio.move_on_after(seconds):
-        await channel.send(encode_json(message))
-        while True:
-            frame = await channel.receive_one()
-            if frame.type is not FrameType.REPLY:
-                raise RemoteProtocolError(f"{channel.peer} sent {frame.type.name} instead of a reply")
-            reply = decode_json(frame, Reply)
-            if reply.id == number:
-                return decode_reply(request, reply)
-    raise PeerUnreachable(f"{channel.peer} did not answer '{request.method}' within {seconds:g} s")
+    going_on = False
+    try:
+        with trio.move_on_after(seconds):
+            await channel.send(encode_json(message))
+            while True:
+                frame = await channel.receive_one()
+                if frame.type is FrameType.CONFIRM and frame.sequence == number:
+                    going_on = True
+                    await channel.send(encode(FrameType.CONFIRM, sequence=number))
+                    continue
+                if frame.type is not FrameType.REPLY:
+                    raise RemoteProtocolError(f"{channel.peer} sent {frame.type.name} instead of a reply")
+                reply = decode_json(frame, Reply)
+                if reply.id == number:
+                    return decode_reply(request, reply)
+        raise PeerUnreachable(f"{channel.peer} did not answer '{request.method}' within {seconds:g} s")
+    except (PeerUnreachable, PeerRefused, RemoteProtocolError) as error:
+        if not going_on:
+            raise
+        raise AnswerLost(
+            f"{error}, after it was told to go on with '{request.method}': whether it did is not known"
+        ) from error
 
 
 def decode_reply(request: ControlRequest[ReplyT], reply: Reply) -> ReplyT:

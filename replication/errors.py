@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from replication.roles import Roles
 
-__all__ = ["ChannelClosed", "LocalProtocolError", "PeerRefused", "PeerUnreachable", "RemoteProtocolError"]
+__all__ = [
+    "AnswerLost",
+    "ChannelClosed",
+    "LocalProtocolError",
+    "PeerRefused",
+    "PeerUnreachable",
+    "RemoteProtocolError",
+]
 
 
 class LocalProtocolError(Exception):
@@ -33,6 +40,10 @@ class PeerUnreachable(Exception):
 
 class ChannelClosed(PeerUnreachable):
     """This side closed the channel while it was in use (shut-down, fencing, a newer connection)."""
+
+
+class AnswerLost(PeerUnreachable):
+    """The peer was told to go on with a request and then did not answer: nobody here knows whether it did."""
 
 
 class PeerRefused(Exception):

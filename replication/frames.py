@@ -68,6 +68,7 @@ class FrameType(IntEnum):
     PONG = 5
     REQUEST = 6
     REPLY = 7
+    CONFIRM = 8
     WRITE = 16
     DISCARD = 17
     MARKER = 18

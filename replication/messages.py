@@ -87,7 +87,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A control request; several may be under way, replies carry the request's id."""
 
-    id: int
+    id: Number
     method: str
     params: dict[str, Any] = {}
 

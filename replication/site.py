@@ -59,6 +59,7 @@ class Site:
         self.pair_end = PairEnd(self)
         self._scope: trio.CancelScope | None = None
         self._wired = trio.Event()
+        self.promoting = trio.Lock()
         self._changing = trio.Lock()
         self._adopting = trio.Lock()
         self._conversations: dict[Channel, trio.Event] = {}

@@ -13,6 +13,7 @@ from replication.control import (
     MOST_RANGES,
     Adopt,
     AdoptReply,
+    Confirm,
     ControlError,
     ControlRequest,
     CreateVolume,
@@ -35,7 +36,6 @@ from replication.control import (
     MarkerReply,
     NotePair,
     Promote,
-    PromoteReply,
     Range,
     RangesReply,
     ReportRanges,
@@ -77,7 +77,6 @@ class Control:
         self._handlers: dict[str, Callable[[Any], Awaitable[Any]]] = {
             GetStatus.method: self._status,
             CreateVolume.method: self._create_volume,
-            Promote.method: self._promote,
             Adopt.method: self._adopt,
             GetListing.method: self._listing,
             ReportRanges.method: self._report_ranges,
@@ -93,8 +92,12 @@ class Control:
             GetDigests.method: self._digests,
         }
 
-    async def handle(self, request: ControlRequest[Any]) -> Any:  # noqa: ANN401 - it depends on the request
+    async def handle(self, request: ControlRequest[Any], confirm: Confirm) -> Any:  # noqa: ANN401 - it depends on the request
         """The reply to a request; ControlError in one sentence when the site will not or cannot."""
+        if isinstance(request, Promote):  # which has much to do before it changes anything
+            return await promote(self._site, request, confirm)
+        if request.changes:
+            await confirm()
         return await self._handlers[request.method](request)
 
     async def _status(self, request: GetStatus) -> SiteReport:
@@ -124,9 +127,6 @@ class Control:
             raise ControlError(f"the volume is mounted at site {site.name}; unmount it first", "mounted")
         await site.create(identity, request.roles, blank=request.blank)
         return Done()
-
-    async def _promote(self, request: Promote) -> PromoteReply:
-        return await promote(self._site, request)
 
     async def _adopt(self, request: Adopt) -> AdoptReply:
         if self._site.state.identity is None:

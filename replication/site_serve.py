@@ -1,16 +1,19 @@
 """A connection to the daemon: its hello is judged by the roles, then the part it wants carries it on."""
 
 import logging
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import msgspec
+import trio
 
 from jfs.errors import CorruptionError, DeviceError
 from replication.channel import Channel
 from replication.control import ControlError, decode_request, may_ask
-from replication.errors import RemoteProtocolError
-from replication.frames import PROTOCOL_VERSION, FrameType
+from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
+from replication.frames import PROTOCOL_VERSION, FrameType, encode
 from replication.handshake import await_hello, refuse
 from replication.messages import Hello, RefusalCode, Reply, Request, Welcome, decode_json, encode_json
 from replication.roles import Purpose, Roles, Verdict, may_connect, should_adopt
@@ -125,10 +128,33 @@ async def _serve_control(site: "Site", channel: Channel) -> None:
     channel.send_nowait(encode_json(welcome))
     while True:
         frame = await channel.receive_one()
+        if frame.type is FrameType.CONFIRM:
+            continue  # too late: that request has lapsed, and was answered so
         if frame.type is not FrameType.REQUEST:
             raise RemoteProtocolError(f"{channel.peer} sent a {frame.type.name} frame where requests are")
         message = decode_json(frame, Request)
         await channel.send(encode_json(await _answer(site, channel, message)))
+
+
+async def _confirm(site: "Site", channel: Channel, number: int) -> None:
+    """Ask whoever made a request whether it still waits; ControlError unless it says so at once.
+
+    That the connection stands does not say so: the request and the end of the connection may be on their way.
+    """
+    asked = trio.current_time()
+    answered = False
+    with suppress(PeerUnreachable, PeerRefused, RemoteProtocolError):
+        await channel.send(encode(FrameType.CONFIRM, sequence=number))
+        with trio.move_on_after(channel.silence_seconds):
+            while not answered:
+                frame = await channel.receive_one()
+                if frame.type is not FrameType.CONFIRM:
+                    channel.fail(RemoteProtocolError(f"{channel.peer} sent {frame.type.name}, not a CONFIRM"))
+                answered = frame.sequence == number
+    # If this process was stopped meanwhile, the asker has given up after it said so.
+    if not answered or trio.current_time() - asked > channel.silence_seconds:
+        log.warning("site %s: what %s asked for is not done, it waits no longer", site.name, channel.peer)
+        raise ControlError(f"site {site.name} was asked too long ago; run the command again", "lapsed")
 
 
 async def _answer(site: "Site", channel: Channel, message: Request) -> Reply:
@@ -140,7 +166,7 @@ async def _answer(site: "Site", channel: Channel, message: Request) -> Reply:
                 f"{channel.peer} may not ask for {message.method!r}; that needs the operator's certificate",
                 "forbidden",
             )
-        result = await site.control.handle(request)
+        result = await site.control.handle(request, partial(_confirm, site, channel, message.id))
     except ControlError as error:
         return Reply(id=message.id, error=error.sentence, code=error.code)
     except (DeviceError, CorruptionError, StateError, JournalError, OSError) as error:

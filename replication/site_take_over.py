@@ -10,12 +10,12 @@ import trio
 
 from jfs.errors import DeviceError
 from replication.config import SITE_NAMES, SiteName
-from replication.control import ControlError, Promote, PromoteReply
+from replication.control import Confirm, ControlError, Promote, PromoteReply
 from replication.received_record import Facts
 from replication.roles import Roles, following, role_of, superseded_sentence
 from replication.set_journal import JournalError
 from replication.set_receiver import NotConsistent
-from replication.site_parts import FollowPart, SyncPart, WriterPart
+from replication.site_parts import FollowPart, Part, SyncPart, WriterPart
 from replication.state import StateError, TakeOverRecord
 
 if TYPE_CHECKING:
@@ -41,11 +41,21 @@ def proof_of(facts: Facts, roles: Roles) -> tuple[bool, str]:
     return False, f"site {roles.writer} ran without protection and may have gone on alone"
 
 
-async def promote(site: "Site", request: Promote) -> PromoteReply:
-    """Become the writer of the epoch asked for; asked again, say how it was."""
+async def promote(site: "Site", request: Promote, confirm: Confirm) -> PromoteReply:
+    """Become the writer of the epoch asked for; asked again, say how it was.
+
+    `confirm` is awaited when everything is ready and nothing has changed yet. One at a time: the fence of one
+    that is not confirmed is taken back, and no other may rely on it.
+    """
+    async with site.promoting:
+        return await _promote(site, request, confirm)
+
+
+async def _promote(site: "Site", request: Promote, confirm: Confirm) -> PromoteReply:
     roles = site.roles
     kept = site.state.take_over
     if roles.writer == site.name and roles.epoch == request.epoch:
+        await confirm()
         site.state.set_held_epoch(0)
         if kept is not None and kept.epoch == roles.epoch:
             return PromoteReply(roles=roles, lost=kept.lost, sentence=kept.sentence, as_of_ns=kept.as_of_ns)
@@ -53,19 +63,18 @@ async def promote(site: "Site", request: Promote) -> PromoteReply:
             roles=roles, lost=None, sentence="how this site became the writer is not on record"
         )
     if request.over_fork and request.epoch > roles.epoch and isinstance(site.part, WriterPart):
-        return await _from_fork(site, site.part, roles, request)
+        return await _from_fork(site, site.part, roles, request, confirm)
     if request.epoch != roles.epoch + 1:
         raise ControlError(
             f"site {site.name} is in epoch {roles.epoch} and cannot become the writer of "
             f"epoch {request.epoch}; run the command again"
         )
-    async_to = _site_name(request.async_to)
     if isinstance(site.part, SyncPart):
         async with _following_if_refused(site):
-            return await _from_sync(site, site.part, roles, request.epoch, async_to)
+            return await _from_sync(site, site.part, roles, request, confirm)
     if isinstance(site.part, FollowPart) and not site.part.level:
         async with _following_if_refused(site):
-            return await _from_async(site, site.part, roles, request, async_to)
+            return await _from_async(site, site.part, roles, request, confirm)
     if isinstance(site.part, WriterPart):
         raise ControlError(f"site {site.name} is the writer of epoch {roles.epoch} already")
     raise ControlError(f"site {site.name} cannot become the writer: {site.part_sentence}")
@@ -93,8 +102,9 @@ def _site_name(name: str | None) -> SiteName | None:
 
 
 async def _from_sync(
-    site: "Site", part: SyncPart, roles: Roles, epoch: int, async_to: SiteName | None
+    site: "Site", part: SyncPart, roles: Roles, request: Promote, confirm: Confirm
 ) -> PromoteReply:
+    async_to = _site_name(request.async_to)
     facts = part.record.facts
     if facts.copying or not facts.has_volume:
         raise ControlError(
@@ -104,7 +114,7 @@ async def _from_sync(
     proven, sentence = proof_of(facts, roles)
     new = following(
         roles,
-        epoch=epoch,
+        epoch=request.epoch,
         writer=site.name,
         async_to=async_to,
         start_sequence=part.receiver.received_sequence,
@@ -115,15 +125,17 @@ async def _from_sync(
     part.receiver.fence(superseded_sentence(roles.writer, new), roles)
     await trio.to_thread.run_sync(part.area.flush)
     await trio.to_thread.run_sync(part.positions.flush)
+    await confirm()
     if async_to is not None and not facts.in_step:
         # After a crash of this host it may lack what the async site has, and the records that name it.
-        site.state.doubt(async_to, epoch)
-    return await _become_writer(site, new, 0 if proven else None, sentence)
+        site.state.doubt(async_to, request.epoch)
+    return await _become_writer(site, part, new, 0 if proven else None, sentence)
 
 
 async def _from_async(
-    site: "Site", part: FollowPart, roles: Roles, request: Promote, async_to: SiteName | None
+    site: "Site", part: FollowPart, roles: Roles, request: Promote, confirm: Confirm
 ) -> PromoteReply:
+    async_to = _site_name(request.async_to)
     try:
         position = await part.receiver.promote()
     except NotConsistent as error:
@@ -143,10 +155,13 @@ async def _from_async(
         start_sequence=position.sequence,
         now_ns=time.time_ns(),
     )
-    return await _become_writer(site, new, lost, sentence, as_of_ns=part.receiver.newest_ns)
+    await confirm()
+    return await _become_writer(site, part, new, lost, sentence, as_of_ns=part.receiver.newest_ns)
 
 
-async def _from_fork(site: "Site", part: WriterPart, roles: Roles, request: Promote) -> PromoteReply:
+async def _from_fork(
+    site: "Site", part: WriterPart, roles: Roles, request: Promote, confirm: Confirm
+) -> PromoteReply:
     """Another site was promoted to the same epoch, and the operator chose this one: a higher number ends it.
 
     Nothing may be written while the number changes, so the volume must not be mounted here.
@@ -168,13 +183,19 @@ async def _from_fork(site: "Site", part: WriterPart, roles: Roles, request: Prom
         now_ns=time.time_ns(),
     )
     sentence = "not known: what only the other writer of the epoch has goes to its quarantine"
-    return await _become_writer(site, new, None, sentence)
+    await confirm()
+    return await _become_writer(site, part, new, None, sentence)
 
 
 async def _become_writer(
-    site: "Site", roles: Roles, lost: int | None, sentence: str, *, as_of_ns: int = 0
+    site: "Site", part: Part, roles: Roles, lost: int | None, sentence: str, *, as_of_ns: int = 0
 ) -> PromoteReply:
-    """The record first: a kill after it changes nothing, a kill after the roles finds it."""
+    """The record first: a kill after it changes nothing, a kill after the roles finds it.
+
+    `part` is what the site was when `roles` were made: they say from which write on it goes on.
+    """
+    if site.part is not part:
+        raise ControlError(f"site {site.name} changed while it was to take over; run the command again")
     site.state.set_take_over(
         TakeOverRecord(
             epoch=roles.epoch,

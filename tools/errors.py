@@ -31,6 +31,7 @@ TOLD_AS_THEY_ARE: Final = {
     "jfs.mountpoint.UnknownOption": ExitCode.USAGE,
     "replication.config.ConfigurationError": ExitCode.USAGE,
     "replication.control.ControlError": ExitCode.REFUSED,
+    "replication.errors.AnswerLost": ExitCode.TIMEOUT,
     "replication.errors.PeerRefused": ExitCode.REFUSED,
     "replication.errors.PeerUnreachable": ExitCode.UNREACHABLE,
     "replication.errors.RemoteProtocolError": ExitCode.OPERATIONAL,

@@ -11,11 +11,12 @@ from replication.roles import iso_text
 class ProcedureRefused(Exception):
     """A procedure will not do this: one sentence with the reason and the way out.
 
-    `code` is the exit status: 1 the state does not allow it, 4 a needed site cannot be reached, 5 it could
-    lose acknowledged data and was not told to accept that.
+    `code` is the exit status: 1 the state does not allow it, 3 a site was told to go on and whether it did is
+    not known, 4 a needed site cannot be reached, 5 it could lose acknowledged data and was not told to accept
+    that.
     """
 
-    def __init__(self, sentence: str, code: Literal[1, 4, 5] = 1) -> None:
+    def __init__(self, sentence: str, code: Literal[1, 3, 4, 5] = 1) -> None:
         super().__init__(sentence)
         self.sentence = sentence
         self.code = code

@@ -8,7 +8,7 @@ from typing import Final
 from replication.client import ask_site
 from replication.config import Config, SiteName
 from replication.control import ControlError, ControlRequest, ReplyT
-from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
+from replication.errors import AnswerLost, PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.procedures.plan import Step
 from replication.procedures.results import ProcedureRefused, StepEvent
 from replication.roles import Roles
@@ -94,6 +94,12 @@ async def demand(
         return await ask_site(config, site, request, seconds)
     except ControlError as error:
         raise ProcedureRefused(f"site {site} refuses: {error.sentence}", 1) from error
+    except AnswerLost as error:
+        raise ProcedureRefused(
+            f"site {site} stopped answering ({error}); see `trisite status` once it is back, or run the "
+            "command again, which is safe and finishes it",
+            3,
+        ) from error
     except (PeerUnreachable, PeerRefused, RemoteProtocolError) as error:
         raise ProcedureRefused(
             f"site {site} stopped answering ({error}); run the command again once it is back",

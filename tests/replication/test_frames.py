@@ -70,6 +70,7 @@ def examples() -> list[bytes]:
             encode_json(Refused(sentence="no", code="busy", roles=roles)),
             encode_json(Request(id=1, method="status")),
             encode_json(Reply(id=1, result={"a": [1, None]})),
+            encode(FrameType.CONFIRM, sequence=1),
             encode(FrameType.PING, sequence=1),
             encode(FrameType.PONG, sequence=1),
             bodies.encode_write(VOLUME, 3, 9, 4096, 5, b"w" * 8192),

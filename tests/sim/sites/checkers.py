@@ -7,6 +7,7 @@ emptied the queue, it goes on from what the writer's area really holds at that m
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -16,7 +17,7 @@ from jfs.device import FileDevice
 from jfs.errors import CorruptionError, DeviceError
 from replication.config import SiteName
 from replication.listing import list_allocated
-from replication.procedures.results import FailoverResult
+from replication.procedures.results import FailoverResult, ProcedureRefused
 from replication.roles import Roles, role_of
 from replication.set_receiver import SetReceiver
 from replication.state import SiteState
@@ -32,6 +33,8 @@ from vsap.virtual import VirtualArea
 
 BLOCK = 4096
 ZERO = bytes(BLOCK)
+UNKNOWN = 3
+"""The code of a command that does not know whether a site did what it was told to."""
 BLOCKS = VOLUME_BYTES // BLOCK
 
 
@@ -126,6 +129,10 @@ class Checkers:
         """How far the far site may be (P1), by epoch: what C had, or what the writer had without it."""
         self.accepting = 0
         """Operators who accept loss just now."""
+        self.commands: Counter[SiteName] = Counter()
+        """Commands under way that make a site the writer."""
+        self.unknown: dict[tuple[int, SiteName], bool] = {}
+        """(epoch, writer) of commands that nobody knows to have failed, and whether they accepted loss."""
         self.began: set[int] = set()
         """Epochs whose writer has its roles on record."""
         self.lossy: set[int] = set()
@@ -151,6 +158,30 @@ class Checkers:
                     )
                 return True
         return False
+
+    @contextmanager
+    def command(self, to: SiteName, *, accept_loss: bool = False) -> Iterator[list[object]]:
+        """Around a command that makes a site the writer; its outcome is to be put in the list.
+
+        Until it says that nothing was done, or what was, the epoch it asked for may begin at any time.
+        """
+        newest = max(self.roles, default=1)
+        outcome: list[object] = []
+        self.commands[to] += 1
+        if to == "async":
+            self.commands["sync"] += 1  # it may go by the sync site
+        self.accepting += accept_loss
+        yield outcome
+        self.accepting -= accept_loss
+        self.commands[to] -= 1
+        if to == "async":
+            self.commands["sync"] -= 1
+        (said,) = outcome
+        if said is None or (isinstance(said, ProcedureRefused) and said.code == UNKNOWN):
+            writers: tuple[SiteName, ...] = ("sync", "async") if to == "async" else (to,)
+            for writer in writers:
+                for epoch in (newest + 1, newest + 2):
+                    self.unknown[epoch, writer] = accept_loss or self.unknown.get((epoch, writer), False)
 
     def writes_nothing(self, site: str) -> bool:
         """Whether a site is not the writer of any roles that may still be in force."""
@@ -208,6 +239,11 @@ class Checkers:
         site = self.here()
         if self.is_stranger(site, f"took part in epoch {roles.epoch}"):
             return
+        named = (roles.epoch, roles.writer)
+        if roles.epoch not in self.roles and not self.commands[roles.writer] and named not in self.unknown:
+            self.cluster.violate(
+                f"{site} begins epoch {roles.epoch} of {roles.writer}, and no command waits for it"
+            )
         known = self.roles.setdefault(roles.epoch, roles)
         if known.writer != roles.writer or known.start_sequence != roles.start_sequence:
             self.cluster.violate(f"two writers of epoch {roles.epoch}: {known} and {roles}")
@@ -218,7 +254,7 @@ class Checkers:
         self.may_follow(roles.epoch, roles.start_sequence)
         if roles.writer == site:
             self.began.add(roles.epoch)
-            if self.accepting or site in self.older:
+            if self.accepting or site in self.older or self.unknown.get(named):
                 self.lossy.add(roles.epoch)
                 self.cluster.files.loss_accepted = True
         self.epoch[site] = roles.epoch

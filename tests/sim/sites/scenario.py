@@ -14,7 +14,7 @@ from replication.control import ControlError, SetPair
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.procedures.commands import failback, failover, recover
 from replication.procedures.results import FailoverResult, ProcedureRefused
-from tests.sim.sites.checkers import BLOCK, Checkers
+from tests.sim.sites.checkers import BLOCK, UNKNOWN, Checkers
 from tests.sim.sites.cluster import Cluster
 from tests.sim.sites.faults import Faults
 
@@ -24,6 +24,7 @@ ANSWER_SECONDS = 1.5
 """How long an fsync may take then, while every pair is Duplex and nothing is in its way."""
 LONG_SHARE = 0.05
 """Of the runs: those with many faults, for what needs a history."""
+NOT_STARTED = "not started"
 REFUSALS = (PeerUnreachable, PeerRefused, RemoteProtocolError, ControlError, ProcedureRefused)
 
 
@@ -113,33 +114,36 @@ class Scenario:
         await self.take_over("sync")
 
     async def _command(self, name: str, work: Callable[[], Awaitable[object]]) -> object:
+        """What a command says; None: it was killed."""
         site = self.rng.choice(SITE_NAMES)
         if not self.world.hosts[site].powered or name in self.world.hosts[site].processes:
-            return None
+            return NOT_STARTED
         self.commands += 1
         result = await self.cluster.operate(site, name, work)
         self.commands -= 1
         self.world.note(f"{name}: {result!r}"[:400])
-        refused = isinstance(result, Exception)
-        self.cluster.counts[
-            f"{name}: {'refused' if refused else 'done' if result is not None else 'killed'}"
-        ] += 1
+        if isinstance(result, ProcedureRefused) and result.code == UNKNOWN:
+            ended = "not known"
+        else:
+            ended = "killed" if result is None else "refused" if isinstance(result, Exception) else "done"
+        self.cluster.counts[f"{name}: {ended}"] += 1
         return result
 
     async def take_over(self, to: Literal["sync", "async"]) -> None:
         """`trisite failover`, with or without --accept-loss."""
         accept = self.rng.random() < 0.5
-        self.checkers.accepting += accept
-        result = await self._command(
-            f"failover --to {to}", lambda: failover(self.world.config, to, accept_loss=accept)
-        )
-        self.checkers.accepting -= accept
+        with self.checkers.command(to, accept_loss=accept) as outcome:
+            result = await self._command(
+                f"failover --to {to}", lambda: failover(self.world.config, to, accept_loss=accept)
+            )
+            outcome.append(result)
         if isinstance(result, FailoverResult):
             self.checkers.took_over(result)
 
     async def fail_back(self) -> None:
         """`trisite failback`."""
-        await self._command("failback", lambda: failback(self.world.config))
+        with self.checkers.command("primary") as outcome:
+            outcome.append(await self._command("failback", lambda: failback(self.world.config)))
 
     async def suspend(self) -> None:
         """`trisite pair suspend`, and resync later."""
@@ -225,9 +229,11 @@ class Scenario:
 
     async def _return(self) -> None:
         for _ in range(6):
-            result = await self.cluster.operate(
-                "primary", "last failback", lambda: failback(self.world.config)
-            )
+            with self.checkers.command("primary") as outcome:
+                result = await self.cluster.operate(
+                    "primary", "last failback", lambda: failback(self.world.config)
+                )
+                outcome.append(result)
             self.world.note(f"last failback: {result!r}"[:400])
             if not isinstance(result, Exception) and result is not None:
                 self.cluster.counts["last failback: done"] += 1

@@ -6,19 +6,22 @@ import random
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import trio
 
 from replication.client import ask_site
-from replication.control import SetPair
+from replication.config import SiteName
+from replication.control import Promote, SetPair, ask
+from replication.frames import encode
 from replication.procedures.commands import failover
 from replication.procedures.results import FailoverResult, ProcedureRefused
 from replication.procedures.running import Progress
 from replication.procedures.survey import take_survey
 from replication.procedures.take_over_sync import wait_level
-from tests.sim.sites.checkers import Checkers, watching
+from replication.roles import Roles
+from tests.sim.sites.checkers import UNKNOWN, Checkers, watching
 from tests.sim.sites.cluster import Cluster, copy_sites
 from tests.sim.sites.faults import Faults
 from tests.sim.sites.play import prepared
@@ -57,17 +60,37 @@ def tell(base: Path, story: Story) -> Checkers:
     return checkers
 
 
+async def take_over(
+    cluster: Cluster,
+    checkers: Checkers,
+    to: Literal["sync", "async"],
+    at: SiteName,
+    *,
+    accept_loss: bool = False,
+) -> object:
+    """`trisite failover --to TO` on the machine of a site: what it says."""
+    config = cluster.world.config
+    with checkers.command(to, accept_loss=accept_loss) as outcome:
+        said = await cluster.operate(at, "failover", lambda: failover(config, to, accept_loss=accept_loss))
+        outcome.append(said)
+    return said
+
+
+async def take_over_at_async(cluster: Cluster, checkers: Checkers) -> object:
+    """With what async has: the sync site is away."""
+    cluster.world.hosts["sync"].kill("daemon")
+    return await take_over(cluster, checkers, "async", "primary", accept_loss=True)
+
+
 def test_a_take_over_refused_by_a_full_disk_leaves_a_follower(base: Path) -> None:
     """The sync site had fenced its writer by then, and no write could complete until its daemon was started
     again.
     """
 
     async def story(cluster: Cluster, checkers: Checkers) -> None:
-        config, disk = cluster.world.config, cluster.world.hosts["sync"].disk
+        disk = cluster.world.hosts["sync"].disk
         disk.full = True
-        refused = await cluster.operate(
-            "sync", "failover", lambda: failover(config, "sync", accept_loss=True)
-        )
+        refused = await take_over(cluster, checkers, "sync", "sync", accept_loss=True)
         assert isinstance(refused, ProcedureRefused)
         disk.full = False
         await trio.sleep(20)
@@ -103,14 +126,96 @@ def test_a_pair_suspended_while_its_writer_connects_is_duplex_again_after_the_re
     tell(base, story)
 
 
+@pytest.mark.parametrize("to", ["sync", "async"])
+def test_a_take_over_that_was_refused_is_not_carried_out_later(
+    base: Path, monkeypatch: pytest.MonkeyPatch, to: Literal["sync", "async"]
+) -> None:
+    """Its request was in the socket of a stopped daemon, which read it when the command had ended (seed
+    8002871). The site goes on following, though it was fenced for a moment.
+    """
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        daemon = cluster.world.hosts[to].processes["daemon"]
+
+        async def stop_first(channel: Any, request: Any, seconds: float) -> Any:  # noqa: ANN401
+            if isinstance(request, Promote):
+                cluster.world.loop.stop(daemon)
+            return await ask(channel, request, seconds)
+
+        monkeypatch.setattr("replication.client.ask", stop_first)
+        if to == "async":
+            cluster.world.hosts["sync"].kill("daemon")
+        refused = await take_over(cluster, checkers, to, "primary", accept_loss=True)
+        assert isinstance(refused, ProcedureRefused)
+        assert refused.code == 4
+        cluster.world.loop.go_on(daemon)
+        cluster.start_daemon("sync")
+        await trio.sleep(20)
+        assert checkers.epoch[to] == 1
+        assert checkers.pairs[to, "primary", to] == "Duplex"
+
+    tell(base, story)
+
+
+def test_a_site_that_was_stopped_when_it_was_told_to_go_on_lets_it_be(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command cannot know; what it says can be looked after at once, and not come true an hour later."""
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        daemon = cluster.world.hosts["async"].processes["daemon"]
+
+        def stop_first(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+            cluster.world.loop.stop(daemon)
+            return encode(*arguments, **named)
+
+        monkeypatch.setattr("replication.control.encode", stop_first)
+        told = await take_over_at_async(cluster, checkers)
+        assert isinstance(told, ProcedureRefused)
+        assert told.code == UNKNOWN
+        assert "whether it did is not known" in told.sentence
+        cluster.world.loop.go_on(daemon)
+        await trio.sleep(5)
+        assert checkers.epoch["async"] == 1
+
+    tell(base, story)
+
+
+def test_a_take_over_whose_answer_is_lost_is_not_told_as_refused(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was carried out; the same command again says how it was."""
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        link = cluster.world.network.link("primary", "async")
+        adopted = checkers.adopted
+
+        def cut_then(roles: Roles) -> None:
+            if checkers.here() == "async":
+                link.change(up=False)
+            adopted(roles)
+
+        monkeypatch.setattr(checkers, "adopted", cut_then)
+        told = await take_over_at_async(cluster, checkers)
+        assert isinstance(told, ProcedureRefused)
+        assert told.code == UNKNOWN
+        assert checkers.epoch["async"] == 2
+        link.change(up=True)
+        again = await take_over_at_async(cluster, checkers)
+        assert isinstance(again, FailoverResult)
+        assert again.epoch == 2
+
+    tell(base, story)
+
+
 def test_a_site_that_answers_for_another_volume_learns_no_roles(base: Path) -> None:
     """Its refused connections told it the roles of this volume, and it took them over."""
 
     async def story(cluster: Cluster, checkers: Checkers) -> None:
-        config, faults = cluster.world.config, Faults(cluster, checkers, random.Random(1))
+        faults = Faults(cluster, checkers, random.Random(1))
         host = cluster.world.hosts["primary"]
         host.kill("mount")
-        done = await cluster.operate("sync", "failover", lambda: failover(config, "sync"))
+        done = await take_over(cluster, checkers, "sync", "sync")
         assert isinstance(done, FailoverResult)
         faults.bring_stranger(host)
         cluster.start_daemon("primary")
@@ -128,7 +233,7 @@ def test_a_command_ends_when_another_one_changes_the_writer_meanwhile(base: Path
         cluster.world.hosts["primary"].kill("mount")
         targets: tuple[Literal["sync", "async"], ...] = ("sync", "async")
         for to in targets:
-            done = await cluster.operate("sync", to, lambda to=to: failover(config, to))  # type: ignore[misc]
+            done = await take_over(cluster, checkers, to, "sync")
             assert isinstance(done, FailoverResult)
 
         async def wait() -> None:
