@@ -15,6 +15,7 @@ from replication.config import Config, SiteName
 from replication.position import NOWHERE, Position
 from replication.received_record import ReceivedRecord
 from replication.roles import Roles, parting, role_of
+from replication.set_apply import apply_frame
 from replication.set_journal import SetJournal
 from replication.state import SiteState, VolumeIdentity
 from vsap.area import FileArea
@@ -190,6 +191,8 @@ def prepare(place: Place) -> None:
         return
     before = previous_part(place.state, place.site)
     part = role_of(roles, place.site)
+    if part not in {"away", before}:
+        _complete_area(place, before)
     parted = parted_at(place) is not None
     if part != "writer" and (parted or (before in {"writer", "sync"} and missed_an_epoch(place.state))):
         before = "away"  # where it stood says nothing of what was written without it
@@ -209,6 +212,25 @@ def _levelled_at(place: Place, roles: Roles) -> bool:
     with place.open_journal() as journal:
         position = journal.tail
     return position != NOWHERE and position.sequence == roles.start_sequence
+
+
+def _complete_area(place: Place, before: str) -> None:
+    """What this site holds is in its area, on stable storage, before it plays another part.
+
+    That one applies no set of the journal, and nobody sends again what a crash of the host takes.
+    """
+    area = FileArea(place.paths.area)
+    try:
+        if before in {"async", "away"}:
+            with place.open_journal() as journal:
+                if journal.waiting:
+                    for frame in journal.frames_of(journal.waiting[0], journal.waiting[-1]):
+                        apply_frame(area, frame)
+                    area.flush()
+                    journal.release(journal.waiting[-1])
+        area.flush()
+    finally:
+        area.close()
 
 
 def _prepare_writer(place: Place, roles: Roles, before: str) -> None:

@@ -47,6 +47,8 @@ def keep_own_writes(place: Place, after_sequence: int) -> LevelRecord:
                 ranges, complete, reason = _of_fork(place, area, writer, parted)
             else:
                 ranges, complete, reason = _collect(place, area, writer, after_sequence)
+            # What is equal is not copied, so none of what is looked at may still be lost.
+            area.flush()
             files = _files_in(place, writer.ranges, every=parted is not None)
             path = writer.finish(place.site, files, complete=complete)
         finally:

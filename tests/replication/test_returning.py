@@ -6,11 +6,21 @@ from uuid import UUID
 import pytest
 
 from jfs.errors import DeviceError
+from replication.bodies import (
+    SetBegin,
+    SetCommit,
+    SetKind,
+    encode_set_begin,
+    encode_set_commit,
+    encode_write,
+)
 from replication.config import SiteName
+from replication.frames import Decoder, FrameType
 from replication.parts import Place, SitePaths, parted_at, prepare
+from replication.position import NOWHERE
 from replication.quarantine import read_entries
 from replication.returning import keep_before_following, keep_own_writes
-from replication.roles import Roles, first_roles, following
+from replication.roles import Roles, after_failback, first_roles, following
 from replication.state import SiteState, VolumeIdentity
 from tests.replication.cluster import make_config
 from vsap.area import FileArea
@@ -93,6 +103,41 @@ def test_a_site_that_is_to_follow_at_once_keeps_its_own_first(tmp_path: Path) ->
         with place.open_journal() as journal:
             assert journal.tail.epoch == 0
         keep_before_following(place)  # prepared: nothing more
+
+
+def test_what_a_site_was_sent_in_sets_is_in_its_area_before_it_plays_another_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal alone had it, or the page cache: the new part applies no set, and a power cut took it."""
+    config = make_config(tmp_path / "cluster")
+    with SiteState(tmp_path / "state") as state:
+        place = Place(config, "primary", SitePaths(config.site("primary").directory), state)
+        state.create(VolumeIdentity(uuid=UUID(int=9), name="test", size_bytes=SIZE), FIRST)
+        place.make_area()
+        prepare(place)
+        state.adopt(C2)  # away, and levelled
+        prepare(place)
+        volume = place.volume.uuid.bytes
+        with place.open_journal() as journal:
+            journal.reset(NOWHERE)
+            for buffers in (
+                encode_set_begin(volume, 2, 200, SetBegin(0, 0, 5, SetKind.DIFFERENCE)),
+                encode_write(volume, 2, 200, 4096, 5, b"x" * 4096, FrameType.SET_DATA),
+                encode_set_commit(volume, 2, 200, SetCommit(1, 4096)),
+            ):
+                decoder = Decoder()
+                decoder.receive_data(b"".join(buffers))
+                frame = decoder.next_frame()
+                assert frame is not None
+                journal.append([journal.check(frame)])
+            journal.sync()
+        flushed: list[bytes] = []
+        monkeypatch.setattr(FileArea, "flush", lambda area: flushed.append(bytes(area.read(4096, 4096))))
+        state.adopt(after_failback(C2, 200, 6))
+        prepare(place)
+        assert set(flushed) == {b"x" * 4096}
+        with place.open_journal() as journal:
+            assert not journal.waiting
 
 
 @pytest.mark.parametrize("site", ["primary", "async"])

@@ -15,8 +15,8 @@ from replication.client import ask_site
 from replication.config import SiteName
 from replication.control import Promote, SetPair, ask
 from replication.frames import encode
-from replication.procedures.commands import failover
-from replication.procedures.results import FailoverResult, ProcedureRefused
+from replication.procedures.commands import failback, failover
+from replication.procedures.results import FailbackResult, FailoverResult, ProcedureRefused
 from replication.procedures.running import Progress
 from replication.procedures.survey import take_survey
 from replication.procedures.take_over_sync import wait_level
@@ -204,6 +204,39 @@ def test_a_take_over_whose_answer_is_lost_is_not_told_as_refused(
         again = await take_over_at_async(cluster, checkers)
         assert isinstance(again, FailoverResult)
         assert again.epoch == 2
+
+    tell(base, story)
+
+
+class LosesAll(random.Random):
+    """The fate of what was not synced when the power is cut."""
+
+    def choice(self, sequence: Any) -> Any:  # noqa: ANN401
+        return "all" if "all" in sequence else super().choice(sequence)
+
+
+def test_a_power_cut_after_the_return_takes_nothing_that_came_by_levelling(base: Path) -> None:
+    """It was in the page cache when the primary site became the writer, which has no journal (seed 325)."""
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        config, primary = cluster.world.config, cluster.world.hosts["primary"]
+        primary.kill("mount")
+        assert isinstance(await take_over(cluster, checkers, "sync", "sync"), FailoverResult)
+        cluster.start_mount("sync")
+        cluster.always_sync = True
+        cluster.work_hard(0.3)
+        await trio.sleep(1)
+        with checkers.command("primary") as outcome:
+            outcome.append(await cluster.operate("primary", "failback", lambda: failback(config)))
+        assert isinstance(outcome[0], FailbackResult)
+        primary.rng = LosesAll(1)
+        primary.cut_power()
+        cluster.start_daemon("primary")
+        await trio.sleep(1)
+        acks = cluster.counts["acknowledged"]
+        cluster.start_mount("primary")
+        await trio.sleep(5)
+        assert cluster.counts["acknowledged"] > acks
 
     tell(base, story)
 
