@@ -32,8 +32,8 @@ BATCH_RANGES: Final = 1024
 ARRIVAL_SECONDS: Final = 60.0
 """How long a site may take to reach the place in the stream before it is said that it cannot be compared."""
 POLL_SECONDS: Final = 0.02
-KEPT_AFTER: Final = 1_000_000
-"""A site this far beyond a marker without digests of it never saw it: a difference copy took its place."""
+MARKER_TRIES: Final = 3
+"""Markers for one batch: where a difference copy takes a site past one, it can be compared at the next."""
 FAILURES: Final = (PeerUnreachable, PeerRefused, RemoteProtocolError, ControlError)
 
 
@@ -63,6 +63,10 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     bytes: int
     seconds: float
+
+
+class _Passed(Exception):
+    """A site went past a marker without being at it, as a difference copy takes it. A sentence."""
 
 
 class _Run:
@@ -113,6 +117,25 @@ class _Run:
         return differing
 
     async def _by_marker(self, ranges: list[Range], leaf_bytes: int) -> dict[SiteName, list[str]]:
+        far = self.roles.async_to
+        if far is None or far not in self.present:
+            return await self._take_marker(ranges, leaf_bytes)
+        for _ in range(MARKER_TRIES):
+            found = await self._take_marker(ranges, leaf_bytes)
+            request = GetDigests(sequence=self.sequence, at_rest=False, ranges=[], leaf_bytes=leaf_bytes)
+            try:
+                digests = await self._wait(far, request)
+            except _Passed as passed:
+                self.why_not[far] = str(passed)
+                continue
+            if digests is not None:
+                self.why_not.pop(far, None)
+                found[far] = digests
+            break
+        return found
+
+    async def _take_marker(self, ranges: list[Range], leaf_bytes: int) -> dict[SiteName, list[str]]:
+        """A marker in the stream, and what writer and sync site computed there."""
         writer = self.clients[self.roles.writer]
         try:
             marker = await writer.ask(TakeMarker(ranges=ranges, leaf_bytes=leaf_bytes), ARRIVAL_SECONDS)
@@ -126,12 +149,6 @@ class _Run:
                 found[site] = marker.sync_digests
             elif site is not None:
                 self.why_not[site] = marker.sync_reason
-        far = self.roles.async_to
-        if far is not None and far in self.present:
-            request = GetDigests(sequence=marker.sequence, at_rest=False, ranges=[], leaf_bytes=leaf_bytes)
-            digests = await self._wait(far, request)
-            if digests is not None:
-                found[far] = digests
         return found
 
     async def _at_rest(self, ranges: list[Range], leaf_bytes: int) -> dict[SiteName, list[str]]:
@@ -146,7 +163,10 @@ class _Run:
         return found
 
     async def _wait(self, site: SiteName, request: GetDigests) -> list[str] | None:
-        """The digests once the site is there; None, with the reason noted, when it does not get there."""
+        """The digests once the site is there; None, with the reason noted, when it does not get there.
+
+        _Passed: it is behind the marker and will never have digests of it.
+        """
         deadline = trio.current_time() + ARRIVAL_SECONDS
         seen = -1
         while True:
@@ -162,8 +182,13 @@ class _Run:
                 return None
             if answer.sequence != seen:
                 seen, deadline = answer.sequence, trio.current_time() + ARRIVAL_SECONDS
-            beyond = not request.at_rest and answer.sequence > request.sequence + KEPT_AFTER
-            if trio.current_time() > deadline or beyond or (request.at_rest and seen > request.sequence):
+            arrived = answer.epoch == self.roles.epoch and answer.sequence >= request.sequence
+            if arrived and not request.at_rest:
+                raise _Passed(
+                    f"a copy of what it missed took it past sequence {request.sequence}, where it was to be "
+                    f"compared, to {answer.sequence}; run `trisite verify` again when its pair is Duplex"
+                )
+            if trio.current_time() > deadline or (request.at_rest and seen > request.sequence):
                 self.why_not[site] = f"it is at sequence {answer.sequence} and not at {request.sequence}"
                 return None
             await trio.sleep(POLL_SECONDS)

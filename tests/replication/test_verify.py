@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,12 +12,22 @@ import trio
 
 from jfs.device import BLOCK_BYTES
 from replication.config import SITE_NAMES, SiteName
-from replication.control import MOST_RANGES, GetRanges, Range, RangesReply
+from replication.control import (
+    MOST_RANGES,
+    DigestsReply,
+    GetDigests,
+    GetRanges,
+    MarkerReply,
+    Range,
+    RangesReply,
+    TakeMarker,
+)
 from replication.creating import create_volume
 from replication.messages import MAX_JSON_BYTES, Reply, encode_json
+from replication.roles import Roles
 from replication.site_control import page_of
 from replication.site_listing import opened_listing
-from replication.verify import _used
+from replication.verify import MARKER_TRIES, _Run, _used
 from tests.replication.cluster import Cluster, running, wait_until
 from tests.replication.host_crash import level, overwritten
 from tests.replication.test_failover import checked
@@ -94,3 +105,59 @@ async def test_a_fragmented_volume_is_listed_page_by_page(count: int) -> None:
     pages = Pages(ranges)
     assert await _used(pages) == (ranges, 7)  # type: ignore[arg-type]
     assert pages.asked == max(1, -(-count // MOST_RANGES))
+
+
+class Writer:
+    """A mounted writer that puts marker after marker into the stream."""
+
+    def __init__(self) -> None:
+        self.sequence = 100
+
+    async def ask(self, request: TakeMarker, seconds: float) -> MarkerReply:
+        self.sequence += 10
+        return MarkerReply(sequence=self.sequence, digests=["aa"], sync_digests=None, sync_reason="away")
+
+
+class Copied:
+    """A far site that a copy takes past a marker some times, before it follows entry by entry."""
+
+    def __init__(self, copies: int, epoch: int = 1) -> None:
+        self.copies = copies
+        self.epoch = epoch
+        self.asked = 0
+
+    async def ask(self, request: GetDigests, seconds: float) -> DigestsReply:
+        self.asked += 1
+        await trio.lowlevel.checkpoint()
+        if self.asked % 2:
+            return DigestsReply(digests=None, epoch=self.epoch, sequence=50)  # not there yet
+        if self.copies:
+            self.copies -= 1
+            return DigestsReply(digests=None, epoch=self.epoch, sequence=request.sequence + 3)
+        return DigestsReply(digests=["aa"], epoch=self.epoch, sequence=request.sequence)
+
+
+@pytest.mark.parametrize("copies", [0, 1, MARKER_TRIES - 1, MARKER_TRIES])
+async def test_a_site_that_went_past_a_marker_is_asked_for_another_or_named(copies: int) -> None:
+    """By what it says, without waiting: a bounded queue and a narrow link make this an ordinary case."""
+    roles = Roles(epoch=1, writer="primary", sync_to=None, async_to="async", start_sequence=0)
+    far = Copied(copies)
+    clients: dict[SiteName, Any] = {"primary": Writer(), "async": far}
+    run = _Run(roles, clients, {"primary", "async"})
+    found = await run.compare([(0, BLOCK_BYTES)], BLOCK_BYTES)
+    if copies < MARKER_TRIES:
+        assert found == {("primary", "async"): []}
+        assert not run.why_not
+    else:
+        assert not found
+        assert "past sequence 130" in run.why_not["async"]
+    assert far.asked == 2 * min(copies + 1, MARKER_TRIES)
+
+
+async def test_a_site_of_an_older_epoch_is_not_past_a_marker() -> None:
+    """Its sequences are of another stream: it is waited for until it is level."""
+    roles = Roles(epoch=2, writer="primary", sync_to=None, async_to="async", start_sequence=0)
+    clients: dict[SiteName, Any] = {"primary": Writer(), "async": Copied(5, epoch=1)}
+    run = _Run(roles, clients, {"primary", "async"})
+    found = await run.compare([(0, BLOCK_BYTES)], BLOCK_BYTES)
+    assert found == {("primary", "async"): []}
