@@ -80,7 +80,7 @@ class PairEnd:
             facts = part.record.facts
             in_step, blank = facts.in_step and facts.epoch == roles.epoch, not facts.has_volume
         else:
-            in_step, blank = part.receiver.durable.epoch == roles.epoch, part.receiver.durable == NOWHERE
+            in_step, blank = part.receiver.follows, part.receiver.durable == NOWHERE
         connected = site.connected_since is not None
         if connected and site.connected_since == self._stopped:
             return

@@ -89,6 +89,10 @@ class SetReceiver:
         self.applied = journal.flushed
         """The area holds everything up to here (after a restart: at least)."""
         self._applied_ns = journal.flushed_timestamp_ns
+        self.follows = False
+        """Whether what the writer sends continues what is here: there is a connection, and on it nothing was
+        missing, or a set made it whole. False while a copy is under way.
+        """
         self.failure: str | None = None
         """Why this site takes no sets any more until its daemon is started again; None while it does."""
         self.hindrance: str | None = None
@@ -131,10 +135,11 @@ class SetReceiver:
             self._running = False
             self._notify()
 
-    async def serve(self, channel: Channel) -> None:
+    async def serve(self, channel: Channel, newest: Position | None = None) -> None:
         """Take sets from a connection whose hello was accepted, until it ends; a newer connection wins.
 
-        Raises what the channel raises. What this side cannot accept is refused in one sentence.
+        `newest` is how far the stream of the writer had come when it said hello. Raises what the channel
+        raises. What this side cannot accept is refused in one sentence.
         """
         if self._channel is not None:
             self._channel.close("a newer connection of the writer took its place")
@@ -142,8 +147,10 @@ class SetReceiver:
         async with self._serving:
             try:
                 if self._channel is channel:
+                    self.follows = self.durable == newest
                     await self._converse(channel)
             finally:
+                self.follows = False
                 if self._channel is channel:
                     self._channel = None
                 with trio.CancelScope(shield=True):
@@ -253,6 +260,7 @@ class SetReceiver:
 
     async def _take(self, channel: Channel, frame: Frame) -> None:
         if frame.type is FrameType.HASHES:
+            self.follows = False
             await self._answer(channel, frame)
             self._accepted_epoch = self._epoch()  # time has passed
             return
@@ -349,6 +357,7 @@ class SetReceiver:
             if whole:
                 self._unapplied.extend(whole)
                 self.durable = whole[-1].head.after
+                self.follows = self._channel is not None and self.durable != NOWHERE
             self._notify(positions=bool(whole))
 
     def _keep(self, batch: Sequence[CheckedFrame]) -> list[list[Frame] | None]:

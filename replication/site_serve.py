@@ -16,6 +16,7 @@ from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.frames import PROTOCOL_VERSION, FrameType, encode
 from replication.handshake import await_hello, refuse
 from replication.messages import Hello, RefusalCode, Reply, Request, Welcome, decode_json, encode_json
+from replication.position import Position
 from replication.roles import Purpose, Roles, Verdict, may_connect, should_adopt
 from replication.set_journal import JournalError
 from replication.site_parts import AwayPart, FollowPart, SyncPart
@@ -101,7 +102,7 @@ async def _serve_data(site: "Site", channel: Channel, hello: Hello) -> None:
     elif hello.purpose != Purpose.SYNC and isinstance(part, FollowPart):
         channel.send_nowait(encode_json(_welcome(site, part, roles), identity.uuid.bytes, roles.epoch))
         with site.conversation(channel):
-            await part.receiver.serve(channel)
+            await part.receiver.serve(channel, Position(roles.epoch, hello.newest_sequence))
     else:
         sentence = f"site {site.name} is being set up for epoch {roles.epoch}; try again in a moment"
         if isinstance(part, AwayPart) and part.faulty:

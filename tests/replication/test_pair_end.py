@@ -23,7 +23,7 @@ ROLES = first_roles(1)
 
 def site_of(state: SiteState) -> SimpleNamespace:
     """What the end of the pair looks at, of an asynchronous secondary that is not connected."""
-    receiver = SimpleNamespace(durable=NOWHERE)
+    receiver = SimpleNamespace(durable=NOWHERE, follows=False)
     part = FollowPart(None, receiver, level=False)  # type: ignore[arg-type]
     return SimpleNamespace(name="async", state=state, roles=ROLES, part=part, connected_since=None)
 
@@ -49,6 +49,9 @@ def test_an_operators_word_lasts_until_a_new_conversation(tmp_path: Path) -> Non
         end.look()
         assert state.pairs()[0].state == "Initial-Copying"
         site.part.receiver.durable = Position(1, 5)
+        end.look()  # what is here was copied once, and it is not known yet whether anything is missing
+        assert state.pairs()[0].state == "Duplex-Pending"
+        site.part.receiver.follows = True
         end.look()
         assert state.pairs()[0].state == "Duplex"
         for word in (State.SUSPEND, State.SIMPLEX):

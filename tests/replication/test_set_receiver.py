@@ -65,7 +65,11 @@ async def receiving(
 
 @asynccontextmanager
 async def connected(
-    receiver: SetReceiver, nursery: trio.Nursery, epoch: int = 1, silence: float = 5.0
+    receiver: SetReceiver,
+    nursery: trio.Nursery,
+    epoch: int = 1,
+    silence: float = 5.0,
+    newest: Position | None = None,
 ) -> AsyncIterator[FarSite]:
     ours, theirs = channel_pair(silence)
 
@@ -74,7 +78,7 @@ async def connected(
             async with trio.open_nursery() as inner:
                 inner.start_soon(theirs.run)
                 try:
-                    await receiver.serve(theirs)
+                    await receiver.serve(theirs, newest)
                 except (PeerUnreachable, PeerRefused, RemoteProtocolError):
                     inner.cancel_scope.cancel()
                 inner.cancel_scope.cancel()
@@ -314,3 +318,96 @@ async def test_a_newer_connection_takes_the_place_of_the_old_one(seed: int) -> N
             with pytest.raises(PeerUnreachable):
                 await far.wait_durable(Position(1, 3))
         await applied(receiver, 2)
+
+
+def held_bytes(receiver: SetReceiver) -> int:
+    """Bodies of frames that are in memory until they are applied, also of the set that is not whole."""
+    whole = [frame for frames in receiver._held if frames is not None for frame in frames]
+    return sum(len(frame.body) for frame in [*whole, *(receiver._begun or ())])
+
+
+async def test_what_is_held_until_it_is_applied_is_bounded(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many sets, and one that is larger than the bound: what is more is read from the journal again."""
+    bound = 6 * BLOCK
+    monkeypatch.setattr(set_receiver, "HELD_BYTES", bound)
+    target = Target(random.Random(seed), Position(1, 0))
+    write, gate = target.area.write, threading.Event()
+
+    def blocked(offset: int, data: bytes | bytearray | memoryview, /) -> None:
+        assert gate.wait(60)
+        write(offset, data)
+
+    monkeypatch.setattr(target.area, "write", blocked)
+    most = kept_sets = 0
+    keep = SetReceiver._keep
+
+    def keeping(self: SetReceiver, batch: Sequence[CheckedFrame]) -> list[list[Frame] | None]:
+        nonlocal most, kept_sets
+        kept = keep(self, batch)
+        self._held.extend(kept)
+        most = max(most, held_bytes(self))
+        for _ in kept:
+            self._held.pop()
+        kept_sets += len(kept)
+        return kept
+
+    monkeypatch.setattr(SetReceiver, "_keep", keeping)
+    async with receiving(target) as (far, receiver):
+        await far.first_report()
+        for sequence in range(1, 20):
+            await send(far, sequence, sequence)
+        await far.begin(SetKind.ENTRIES, 20, 20)
+        for block in range(20, 40):
+            await far.data(20, block * BLOCK, 20, bytes([20]) * BLOCK)
+        await far.commit(20)
+        await far.wait_durable(Position(1, 20))
+        assert kept_sets == 20
+        assert bound // 2 < most <= bound
+        gate.set()
+        await applied(receiver, 20)
+        await until(lambda: receiver._held_bytes == 0)
+    blocks = [target.area.content[block * BLOCK] for block in range(40)]
+    assert blocks == [0, *range(1, 20), *([20] * 20)]
+
+
+async def test_a_site_follows_only_when_nothing_is_missing(seed: int) -> None:
+    """Not while a copy is under way, nor before it is known whether there will be one."""
+    target = Target(random.Random(seed), Position(1, 3))
+    digest = digest_ranges(target.area, WHOLE, BLOCK)
+    async with receiving(target) as (far, receiver):
+        await far.first_report()
+        seen = [receiver.follows]
+        await far.begin(SetKind.DIFFERENCE, 0, 0)
+        await far.data(0, 0, 0, bytes(BLOCK))
+        await far.ask(Hashes(0, SIZE, BLOCK, tuple(digest)))
+        seen.append(receiver.follows)
+        await far.wait_durable(await far.commit(7))
+        seen.append(receiver.follows)
+        await send(far, 8, 8)
+        await far.wait_durable(Position(1, 8))
+        seen.append(receiver.follows)
+        await far.ask(Hashes(0, SIZE, BLOCK, tuple(digest)))
+        seen.append(receiver.follows)
+        far.channel.close()
+        async with trio.open_nursery() as nursery, connected(receiver, nursery) as second:
+            await second.first_report()
+            seen.append(receiver.follows)
+            await send(second, 9, 9)
+            await second.wait_durable(Position(1, 9))
+            seen.append(receiver.follows)
+        await until(lambda: not receiver.follows)
+    assert seen == [False, False, True, True, False, False, True]
+
+
+@pytest.mark.parametrize("newest", [Position(1, 5), Position(1, 6), Position(2, 5), None])
+async def test_a_site_that_has_all_there_is_follows_from_the_first(
+    newest: Position | None, seed: int
+) -> None:
+    target = Target(random.Random(seed), Position(1, 5))
+    async with receiving(target) as (first, receiver), trio.open_nursery() as nursery:
+        await first.first_report()
+        async with connected(receiver, nursery, newest=newest) as far:
+            await far.first_report()
+            assert receiver.follows is (newest == Position(1, 5))
