@@ -27,9 +27,10 @@ import trio
 from jfs.errors import DeviceError
 from replication.bodies import BLOCK_BYTES, DIGEST_BYTES, Hashes, SetKind
 from replication.far_site import CHANNEL_FAILURES, FarSite
+from replication.gathered import EntriesGone, Gathered, PositionedQueue, left_of
 from replication.position import Position
 from replication.ranges import Covered, Range, intersect, normalise, pieces, subtract, total_bytes
-from replication.set_builder import Piece, coalesce
+from replication.set_builder import Piece
 from vsap.digest import Readable, digest_ranges
 from vsap.entry import Entry
 from vsap.queue import QueueState
@@ -40,8 +41,6 @@ QUESTION_BYTES: Final = 8 << 20
 """Bytes of the area that one question is about."""
 QUESTIONS_AT_ONCE: Final = 4
 READ_BYTES: Final = 1 << 20
-WINDOW_BYTES: Final = 16 << 20
-"""Entries that are coalesced at a time."""
 POLL_SECONDS: Final = 0.02
 PART_BYTES: Final = 256 << 20
 PART_SECONDS: Final = 60.0
@@ -61,11 +60,10 @@ class CopyAborted(Exception):
     """The copy cannot be made exact (entries it needs left the queue); begin again. One sentence."""
 
 
-class EntrySource(Protocol):
+class EntrySource(PositionedQueue, Protocol):
     """The part of vsap.queue.EntryQueue that a difference copy needs."""
 
     def state(self) -> QueueState: ...
-    def read(self, from_sequence: int, limit_bytes: int = ...) -> list[Entry]: ...
 
 
 class AtRest:
@@ -89,7 +87,11 @@ class AtRest:
             drop_reason="",
         )
 
-    def read(self, from_sequence: int, limit_bytes: int = 0) -> list[Entry]:
+    def read_index(self, from_sequence: int, limit_entries: int = 0, *, verify: bool = False) -> list[Entry]:
+        """No entries."""
+        return []
+
+    def read_these(self, sequences: Sequence[int]) -> list[Entry]:
         """No entries."""
         return []
 
@@ -282,27 +284,24 @@ class _Copy:
             with trio.move_on_after(POLL_SECONDS):
                 await self._far.changed()
         following = self._since + 1
-        while following <= newest:
-            window = self._window(following, newest)
-            for piece in coalesce(window):
-                self._changed.add(piece.offset, piece.length)
-                await send_piece(self._far, piece)
-                self.progress.entries_bytes += piece.length if piece.data is not None else 0
-            following = window[-1].sequence + 1
+        try:
+            while following <= newest:
+                following = await self._gathered(following, newest)
+        except EntriesGone as error:
+            raise CopyAborted(f"entry {error} left the queue during the difference copy") from error
         return newest
 
-    def _window(self, following: int, newest: int) -> list[Entry]:
-        """Consecutive entries from `following` to at most `newest`, about WINDOW_BYTES of them."""
-        window: list[Entry] = []
-        size = 0
-        while following <= newest and size < WINDOW_BYTES:
-            read = [entry for entry in self._source.read(following) if entry.sequence <= newest]
-            if not read or read[0].sequence != following:
-                raise CopyAborted(f"entry {following} left the queue during the difference copy")
-            window += read
-            size += sum(entry.payload_length for entry in read)
-            following = read[-1].sequence + 1
-        return window
+    async def _gathered(self, following: int, newest: int) -> int:
+        """Send entries from `following` to at most `newest`; the first that is still to be sent."""
+        gathered = Gathered(following)
+        while gathered.last < newest and not gathered.full:
+            await trio.to_thread.run_sync(gathered.gather, self._source, newest)
+        await trio.to_thread.run_sync(gathered.settle)
+        for piece in left_of(self._source, gathered):
+            self._changed.add(piece.offset, piece.length)
+            await send_piece(self._far, piece)
+            self.progress.entries_bytes += piece.length if piece.data is not None else 0
+        return gathered.last + 1
 
     def _check_entries(self) -> QueueState:
         state = self._source.state()

@@ -32,6 +32,7 @@ from replication.difference import (
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.far_link import FarLink
 from replication.far_site import FarSite, open_far_site
+from replication.gathered import GATHERED_BYTES, EntriesGone, Gathered, left_of, marker_of
 from replication.messages import RefusalCode
 from replication.pair import Event, Pair, PairError, State
 from replication.position import (
@@ -44,7 +45,7 @@ from replication.position import (
     judge,
 )
 from replication.ranges import Range
-from replication.set_builder import SetPlan, plan_sets
+from replication.set_builder import SHORT_ENTRIES, SetPlan, plan_sets
 from vsap.digest import Readable
 from vsap.entry import Entry
 from vsap.queue import QueueCounts, QueueState
@@ -60,6 +61,14 @@ SET_SECONDS: Final = 5.0
 """A set is no more than a limited link carries in this time: what was sent of it is lost when the link
 breaks.
 """
+LONG_SETS: Final = 4
+"""More than so many sets wait: a long queue, of which each block travels once, as one set."""
+LONG_SET_SECONDS: Final = 60.0
+"""Such a set is no more than a limited link carries in this time."""
+WORTHWHILE: Final = 0.75
+"""Where more than this share of the data would travel in one set all the same, it travels in many: the far
+site comes nearer step by step then.
+"""
 IN_FLIGHT_BYTES: Final = 32 << 20
 IN_FLIGHT_SETS: Final = 256
 REFUSED_SECONDS: Final = 2.0
@@ -71,7 +80,7 @@ class ShippedQueue(EntrySource, Protocol):
     """The part of vsap.queue.EntryQueue that shipping needs; see there."""
 
     def counts(self) -> QueueCounts: ...
-    def read_index(self, from_sequence: int, limit_entries: int = ...) -> list[Entry]: ...
+    def read(self, from_sequence: int, limit_bytes: int = ...) -> list[Entry]: ...
     def set_far_durable(self, epoch: int, sequence: int) -> None: ...
     def trim(self) -> int: ...
     def drop(self, through: int) -> int: ...
@@ -99,6 +108,8 @@ class _Sent(NamedTuple):
     last: int
     entries: int
     entry_bytes: int
+    data_bytes: int
+    """What of it travelled, at most."""
     oldest_timestamp_ns: int
 
 
@@ -153,6 +164,10 @@ class Shipper:
         self._backoff = Backoff(seed)
         self._link = link or FarLink()
         self._set_bytes = self._link.portion(SET_SECONDS, SET_BYTES)
+        self._most_gathered = self._link.portion(LONG_SET_SECONDS, GATHERED_BYTES)
+        self._gathered_bytes = self._most_gathered
+        self._gathered_last = 0  # of a gathered set that the far site has not reported durable
+        self._as_written_to = 0  # gathering up to here is not worthwhile
         self.pair = pair
         """The state of the pair, since when and why."""
         self.judgement: Judgement | None = None
@@ -276,6 +291,10 @@ class Shipper:
             self._far = None
             self._follows = self.copying = False
             self._sent.clear()
+            if self._gathered_last:
+                # It did not get through: a smaller one may, where links break often or a journal is small.
+                self._gathered_bytes = max(self._set_bytes, self._gathered_bytes // 2)
+                self._gathered_last = 0
         return 0.0
 
     async def _converse(self, far: FarSite) -> None:
@@ -358,11 +377,14 @@ class Shipper:
             await self._wait(far)
 
     async def _send(self, far: FarSite, following: int, eligible: int) -> None:
+        if self._is_long(following, eligible) and await self._send_gathered(far, following, eligible):
+            return
         entries = [entry for entry in self._read(following) if entry.sequence <= eligible]
         if not entries or entries[0].sequence != following:
             raise _Recopy(f"entry {following} left the queue before it was shipped")
         for plan in plan_sets(entries):
-            self._sent.append(_Sent(plan.last, plan.entries, plan.entry_bytes, plan.oldest_timestamp_ns))
+            size = plan.entry_bytes
+            self._sent.append(_Sent(plan.last, plan.entries, size, size, plan.oldest_timestamp_ns))
             await self._send_set(far, plan)
 
     def _read(self, following: int) -> list[Entry]:
@@ -376,9 +398,49 @@ class Shipper:
             await far.marker(plan.last, plan.marker)
         await far.commit(plan.last)
 
+    def _is_long(self, following: int, last: int) -> bool:
+        """Whether so much waits that overwrites are looked for in all of it."""
+        if last - following < SHORT_ENTRIES or following <= self._as_written_to:
+            return False
+        counts = self._queue.counts()
+        recorded = self._queue.state().next_sequence - 1 - counts.entries
+        sent = sum(one.entry_bytes for one in self._sent if one.last > recorded)
+        return counts.bytes - sent > LONG_SETS * self._set_bytes
+
+    async def _send_gathered(self, far: FarSite, following: int, eligible: int) -> bool:
+        """What waits, as much as one set may hold, without what was written over; False: too little was."""
+        gathered = Gathered(following, limit_bytes=self._gathered_bytes)
+        try:
+            while gathered.last < eligible and not gathered.full:
+                await trio.to_thread.run_sync(gathered.gather, self._queue, eligible)
+            if gathered.data_bytes > WORTHWHILE * gathered.entry_bytes:
+                self._as_written_to = gathered.last
+                return False
+            await trio.to_thread.run_sync(gathered.settle)
+            self._sent.append(
+                _Sent(
+                    gathered.last,
+                    gathered.entries,
+                    gathered.entry_bytes,
+                    gathered.data_bytes,
+                    gathered.oldest_timestamp_ns,
+                )
+            )
+            self._gathered_last = gathered.last
+            await far.begin(SetKind.COALESCED, gathered.last, gathered.timestamp_ns)
+            for piece in left_of(self._queue, gathered):
+                await send_piece(far, piece)
+            marker = marker_of(self._queue, gathered)
+        except EntriesGone as error:
+            raise _Recopy(f"entry {error} left the queue before it was shipped") from error
+        if marker is not None:
+            await far.marker(gathered.last, marker)
+        await far.commit(gathered.last)
+        return True
+
     def _room(self, far: FarSite) -> bool:
         """Whether another set may be under way."""
-        waiting = [one.entry_bytes for one in self._sent if one.last > far.durable.sequence]
+        waiting = [one.data_bytes for one in self._sent if one.last > far.durable.sequence]
         return len(waiting) < IN_FLIGHT_SETS and sum(waiting) < IN_FLIGHT_BYTES
 
     def _note(self, far: FarSite) -> None:
@@ -388,6 +450,9 @@ class Shipper:
             return
         self.durable = far.durable
         self.applied_sequence = far.applied_sequence
+        if self._gathered_last and far.durable.sequence >= self._gathered_last:
+            self._gathered_bytes = min(self._most_gathered, 2 * self._gathered_bytes)
+            self._gathered_last = 0
         while self._sent and self._sent[0].last <= self.applied_sequence:
             self._sent.popleft()
         self._trim_wanted.set()

@@ -304,11 +304,24 @@ class EntryQueue(QueueFiles):
         with self._refusals("read"):
             return self._reader.touched(self.state().far_durable_sequence + 1, offset, length)
 
-    def read_index(self, from_sequence: int, limit_entries: int = 65536) -> list[Entry]:
-        """The same as `read` without payloads and unverified: for figures."""
+    def read_index(
+        self, from_sequence: int, limit_entries: int = 65536, *, verify: bool = False
+    ) -> list[Entry]:
+        """The same as `read` without payloads: for figures, and, with `verify`, for what is decided by them.
+
+        CorruptionError (only with `verify`): a record is not what was appended.
+        """
         with self._refusals("read"):
-            rows = self._reader.rows(from_sequence, 1 << 62, limit_entries, verify=False)
+            rows = self._reader.rows(from_sequence, 1 << 62, limit_entries, verify=verify)
         return [record.entry(sequence) for sequence, record in rows]
+
+    def read_these(self, sequences: Sequence[int]) -> list[Entry]:
+        """The entries with these sequences (ascending), with payload, verified; without those that left the
+        queue.
+
+        CorruptionError: a record or payload is not what was appended.
+        """
+        return self._read(lambda: self._reader.rows_of(sequences))
 
     def read(self, from_sequence: int, limit_bytes: int = 2 << 20, limit_entries: int = 4096) -> list[Entry]:
         """Entries from `from_sequence` on, with payload, verified; one if there is one, more as far as they
@@ -318,9 +331,12 @@ class EntryQueue(QueueFiles):
         Not bounded by `eligible_sequence`: the shipper does that. CorruptionError: a record or payload is not
         what was appended.
         """
+        return self._read(lambda: self._reader.rows(from_sequence, limit_bytes, limit_entries))
+
+    def _read(self, find: Callable[[], list[tuple[int, Record]]]) -> list[Entry]:
         while True:
             with self._refusals("read"):
-                rows = self._reader.rows(from_sequence, limit_bytes, limit_entries)
+                rows = find()
                 if not rows:
                     return []
                 try:

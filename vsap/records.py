@@ -102,6 +102,17 @@ class IndexReader:
                 found.append((KEY.unpack(key)[0], record))
         return found
 
+    def rows_of(self, sequences: Sequence[int]) -> list[tuple[int, Record]]:
+        """(sequence, record) of those of these entries that are in the queue. CorruptionError."""
+        found: list[tuple[int, Record]] = []
+        with self._environment.begin() as txn:
+            for sequence in sequences:
+                key = KEY.pack(sequence)
+                value = txn.get(key, db=self._index)
+                if value is not None:
+                    found.append((sequence, Record.verified(key, value)))
+        return found
+
     def touched(self, from_sequence: int, offset: int, length: int) -> bool:
         """Whether a write or discard from `from_sequence` on touches these bytes of the area."""
         end = offset + length
@@ -119,7 +130,7 @@ class IndexReader:
             first += len(values)
 
     def with_payloads(self, rows: Sequence[tuple[int, Record]]) -> list[Entry]:
-        """The entries of consecutive rows, verified. CorruptionError; FileNotFoundError: a segment is
+        """The entries of ascending rows, verified. CorruptionError; FileNotFoundError: a segment is
         gone.
         """
         self._segments.release(rows[0][1].segment)

@@ -310,8 +310,13 @@ class MemoryQueue:
             size += found[-1].payload_length
         return found
 
-    def read_index(self, from_sequence: int, limit_entries: int = 65536) -> list[Entry]:
-        return self.read(from_sequence)[:limit_entries]
+    def read_index(
+        self, from_sequence: int, limit_entries: int = 65536, *, verify: bool = False
+    ) -> list[Entry]:
+        return self.read(from_sequence, SIZE * self.next)[:limit_entries]
+
+    def read_these(self, sequences: Sequence[int]) -> list[Entry]:
+        return [self.entries[sequence] for sequence in sequences if sequence in self.entries]
 
     def counts(self) -> QueueCounts:
         first = max(self.far.sequence + 1, self.oldest)

@@ -154,6 +154,9 @@ async def one_life(seed: int) -> None:
         target.host.die_at = chance.choice([None, chance.randrange(1, 60), chance.randrange(1, 800)])
         try:
             async with following(writer, target) as (shipper, _receiver, link):
+                # So that a queue of some entries is a long one, or is not.
+                shipper._set_bytes = chance.choice([BLOCK, 8 * BLOCK, 8 << 20])
+                shipper._gathered_bytes = shipper._most_gathered = chance.choice([8 * BLOCK, 1 << 20])
                 may_drop = 0.1
                 for _ in range(chance.choice([5, 30, 100])):
                     writer.step()

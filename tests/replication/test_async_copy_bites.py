@@ -1,6 +1,6 @@
 """The property of test_async_copy is not vacuous: each rule of the asynchronous copy, broken, is caught."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -8,8 +8,10 @@ import pytest
 import replication.shipper
 from replication import difference, set_receiver
 from replication.far_site import FarSite
+from replication.gathered import Gathered
+from replication.ranges import Covered
 from replication.set_apply import apply_frame
-from replication.set_builder import SetPlan, coalesce, plan_sets
+from replication.set_builder import Piece, SetPlan, coalesce, plan_sets
 from replication.set_receiver import SetReceiver
 from tests.replication.far_pair import MemoryArea, MemoryFiles, MemoryQueue
 from tests.replication.test_async_copy import one_life
@@ -65,6 +67,19 @@ def coalesce_across_the_border_of_sets(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replication.shipper, "plan_sets", across)
 
 
+def send_the_first_version_of_a_long_queue(patch: pytest.MonkeyPatch) -> None:
+    def first(queue: Any, found: Gathered) -> Iterator[Piece]:  # noqa: ANN401
+        covered = Covered()
+        for entry in queue.read_these(range(found.first, found.last + 1)):
+            for piece in coalesce([entry]):
+                for offset, length in covered.add(piece.offset, piece.length):
+                    start = offset - piece.offset
+                    data = piece.data and memoryview(piece.data)[start : start + length]
+                    yield piece._replace(offset=offset, length=length, data=data)
+
+    patch.setattr(replication.shipper, "left_of", first)
+
+
 def leave_out_the_entries_of_a_difference_copy(patch: pytest.MonkeyPatch) -> None:
     async def nothing(far: FarSite, piece: Any) -> None:  # noqa: ANN401
         """P6 broken: what was written during the copy is not in its set."""
@@ -95,6 +110,7 @@ def answer_hashes_before_the_journal_is_applied(patch: pytest.MonkeyPatch) -> No
         release_before_the_area_is_flushed,
         ship_beyond_eligible,
         coalesce_across_the_border_of_sets,
+        send_the_first_version_of_a_long_queue,
         leave_out_the_entries_of_a_difference_copy,
         end_a_difference_copy_before_its_reads_are_eligible,
         answer_hashes_before_the_journal_is_applied,

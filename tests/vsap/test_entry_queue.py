@@ -61,6 +61,19 @@ def test_entries_come_back_in_order_with_their_payload(opened: Opener) -> None:
     assert queue.next_sequence == 11
 
 
+def test_single_entries_are_read_from_wherever_they_lie(opened: Opener) -> None:
+    queue = opened(segment_bytes=20_000)
+    written = [*entries(1, 9), discard_entry(10, 1, 0, 8192), *entries(11, 9)]
+    queue.append_batch(written)
+    assert len(queue._segments.numbers()) >= 4
+    wanted = [1, 2, 5, 6, 10, 13, 19]
+    assert queue.read_these(wanted) == [written[sequence - 1] for sequence in wanted]
+    assert queue.read_these([]) == []
+    queue.set_common_flush(5)
+    queue.drop(5)
+    assert [entry.sequence for entry in queue.read_these([*wanted, 20])] == [6, 10, 13, 19]
+
+
 def test_all_kinds_and_several_segments(opened: Opener) -> None:
     queue = opened(segment_bytes=10_000)
     written = [

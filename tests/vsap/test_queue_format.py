@@ -120,6 +120,10 @@ def test_a_flipped_bit_in_an_index_record_is_found(tmp_path: Path) -> None:
                 txn.put(struct.pack("@Q", 1), flipped(whole, place), db=queue._index)
             with pytest.raises(CorruptionError, match="index record of entry 1 is damaged"):
                 queue.read(1)
+            with pytest.raises(CorruptionError, match="index record of entry 1 is damaged"):
+                queue.read_these([1])
+            with pytest.raises(CorruptionError, match="index record of entry 1 is damaged"):
+                queue.read_index(1, verify=True)
 
 
 def flipped(data: bytes, place: int) -> bytes:

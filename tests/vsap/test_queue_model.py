@@ -116,6 +116,11 @@ class QueueModel(RuleBasedStateMachine):
                 expected.append(entry)
         assert self.queue.read(first, limit_bytes=limit) == expected
 
+    @rule(step=st.integers(1, 5))
+    def read_some(self, step: int) -> None:
+        wanted = range(max(1, self.next - 40), self.next + 2, step)
+        assert self.queue.read_these(wanted) == [entry for entry in self.held if entry.sequence in wanted]
+
     @rule(start=st.integers(0, 60), length=st.integers(1, 5))
     def search(self, start: int, length: int) -> None:
         low, high = start * 8192, (start + length) * 8192

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+import replication.shipper
 from jfs.device import FileDevice
 from jfs.errors import CorruptionError, DeviceError
 from replication.config import SiteName
@@ -380,6 +381,10 @@ class Checkers:
             block for offset, length in ranges for block in range(offset // BLOCK, (offset + length) // BLOCK)
         }
 
+    def gathered(self) -> None:
+        """What was left of a long queue went as one set."""
+        self.cluster.counts["long queue gathered"] += 1
+
     def may_follow(self, epoch: int, sequence: int) -> None:
         """Entries up to here may be shipped."""
         self.allowed[epoch] = max(sequence, self.allowed.get(epoch, 0))
@@ -401,7 +406,7 @@ class Checkers:
 def watching(checkers: Checkers) -> Iterator[None]:
     """Tell the checkers of what the product does, after it has done it."""
 
-    def after(owner: type, name: str, tell: Callable[..., None]) -> None:
+    def after(owner: Any, name: str, tell: Callable[..., None]) -> None:  # noqa: ANN401
         real = getattr(owner, name)
         replaced.append((owner, name, real))
 
@@ -417,6 +422,8 @@ def watching(checkers: Checkers) -> Iterator[None]:
     after(SiteState, "adopt", lambda done, _, roles: checkers.adopted(roles) if done else None)
     after(EntryQueue, "acknowledge_loss", lambda _, queue: checkers.loss_acknowledged(queue))
     after(EntryQueue, "append_batch", lambda _, queue, entries, *a, **k: checkers.entered(queue, entries))
+    # Of a shipper; a difference copy gathers too, and asks for no marker.
+    after(replication.shipper, "marker_of", lambda *_: checkers.gathered())
     after(SetReceiver, "_apply_sets", lambda _, self, batch, *more: checkers.applied(self, batch[-1]))
     after(FileArea, "write", lambda _, self, offset, data: checkers.wrote(self, offset, len(data)))
     after(

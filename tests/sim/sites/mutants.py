@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ import replication.site_take_over
 import replication.site_writer
 import replication.sync_receiver
 from replication.frames import Frame, FrameType
+from replication.gathered import Gathered
+from replication.ranges import Covered
 from replication.received_record import Facts, ReceivedRecord
 from replication.roles import Decision, Roles, Verdict
 from replication.set_receiver import SetReceiver
@@ -113,8 +116,24 @@ def _copy_forgets_what_came_meanwhile() -> list[Change]:
     return [(replication.shipper, "copy_difference", copy)]
 
 
+def _first_version_of_a_long_queue() -> list[Change]:
+    def settle(self: Gathered) -> None:
+        """The first writer of a byte wins."""
+        covered = Covered()
+        rows = [
+            (self.first + index, offset, length)
+            for index, whole in enumerate(zip(self._offsets, self._lengths, strict=True))
+            if whole[1]
+            for offset, length in covered.add(*whole)
+        ]
+        sequences, offsets, lengths = zip(*rows, strict=True) if rows else ((), (), ())
+        self._parts = array("Q", sequences), array("Q", offsets), array("I", lengths)
+
+    return [(Gathered, "settle", settle)]
+
+
 class _Blind:
-    """A queue whose payloads after a position are those of before."""
+    """A queue whose entries after a position change nothing."""
 
     def __init__(self, queue: EntryQueue, since: int) -> None:
         self._queue = queue
@@ -123,10 +142,10 @@ class _Blind:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._queue, name)
 
-    def read(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+    def read_index(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
         return [
             barrier_entry(entry.sequence, entry.timestamp_ns) if entry.sequence > self._since else entry
-            for entry in self._queue.read(*arguments, **named)
+            for entry in self._queue.read_index(*arguments, **named)
         ]
 
 
@@ -205,6 +224,7 @@ MUTANTS: dict[str, Callable[[], list[Change]]] = {
         _positions_forgotten,
         _in_step_after_power_loss,
         _copy_forgets_what_came_meanwhile,
+        _first_version_of_a_long_queue,
         _no_doubt_after_power_loss,
         _recovery_copy_without_the_log,
         _levelled_without_comparing,

@@ -32,6 +32,7 @@ NEEDED = {
     "a resync of the sync site": "pair sync Duplex-Pending",
     "a resync of the async site": "pair async Duplex-Pending",
     "a queue lost with its host": "rebased",
+    "a long queue sent as one set": "long queue gathered",
 }
 """What a run of many seeds must have reached, by the count that shows it."""
 

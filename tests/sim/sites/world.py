@@ -28,6 +28,7 @@ import replication.channel
 import replication.connections
 import replication.control
 import replication.received_record
+import replication.shipper
 import replication.state
 import vsap.area
 import vsap.condition
@@ -73,6 +74,10 @@ class World:
         )
         self.trace: list[str] = []
         self.latency = random.Random(f"{seed} latency")
+        sets = random.Random(f"{seed} sets")
+        # So that a queue of some writes may be a long one, and need several sets all the same.
+        self.set_bytes = sets.choice((8 << 20, 1 << 14, 1 << 12))
+        self.gathered_bytes = sets.choice((256 << 20, 1 << 17))
         self.environments: dict[str, list[Any]] = {}
         self.endless = False
         self.nursery: trio.Nursery
@@ -285,6 +290,8 @@ def _host_replacements(world: World) -> list[tuple[Any, str, Any]]:
         (vsap.condition, "current_boot", boot),
         (replication.received_record, "boot_id", lambda: str(boot())),
         (replication.channel, "_RECEIVE_BYTES", 16384),
+        (replication.shipper, "SET_BYTES", world.set_bytes),
+        (replication.shipper, "GATHERED_BYTES", world.gathered_bytes),
         (replication.connections, "_tuned", lambda connected: connected.end()),
         (trio.to_thread, "run_sync", in_place),
         (trio.lowlevel, "wait_readable", _wait_readable),
