@@ -27,6 +27,7 @@ CAUGHT_BY = {
     "levelled_without_comparing": 11,
     "positions_forgotten": 1,
     "copy_forgets_what_came_meanwhile": 1,
+    "first_version_of_a_long_queue": 1,
 }
 """A seed that notices the mutant, to be tried first; any of the first thousand will do."""
 
