@@ -11,6 +11,7 @@ from jfs.errors import CorruptionError
 from jfs.layout import BLOCK_BYTES, KEY
 from jfs.record import Field, Record
 from jfs.runs import Run
+from jfs.vouchers import Voucher
 
 BATCH = Record(
     "batch",
@@ -18,7 +19,7 @@ BATCH = Record(
     Field("chain", "Q", "checksum of the batch before"),
     Field("magic", "4s", "`TRIB`"),
     Field("kind", "B", "1 records, 2 jump"),
-    Field("flags", "B", "1: the next batch belongs to the same atomic change"),
+    Field("flags", "B", "1: the next batch belongs to the same atomic change; 2: it vouches for data"),
     Field("records", "H", "0"),
     Field("body_bytes", "I", "length of the body; the batch is padded with zeros to whole blocks"),
     Field("lsn", "Q", "number of the batch"),
@@ -31,17 +32,18 @@ MAGIC_AT = 16
 RECORDS_BATCH = 1
 JUMP_BATCH = 2
 MORE = 1
+VOUCHES = 2
 
 JUMP = Record("jump", Field("segment", "Q", "first block of the segment where the log goes on"))
 
 LOG_RECORD = Record(
     "log record",
-    Field("kind", "B", "1 file, 2 region, 3 files retired, 4 regions retired"),
+    Field("kind", "B", "1 file, 2 region, 3 files retired, 4 regions retired, 5 vouchers"),
     Field("flags", "B", "1: covers the whole file; 2: names all that is covered of the file"),
     Field("ranges", "H", "file ranges that follow, u32 each: numbers of aligned 1 MiB pieces of the file"),
     Field("allocations", "H", "runs that follow, u64 first block and u32 blocks each"),
     Field("frees", "H", "runs that follow, alike"),
-    Field("items", "H", "items, or u64 numbers of files or regions, that follow last"),
+    Field("items", "H", "items, u64 numbers of files or regions, or vouchers, that follow last"),
     Field("item_bytes", "I", "length of all items"),
     Field("ino", "Q", "the file, or the number of the region"),
 )
@@ -49,6 +51,7 @@ FILE_RECORD = 1
 REGION_RECORD = 2
 RETIRED_FILES = 3
 RETIRED_REGIONS = 4
+VOUCHERS = 5
 WHOLE = 1
 RESTATED = 2
 LOG_ITEM = Record(
@@ -61,6 +64,12 @@ LOG_ITEM = Record(
 LOG_RUN = Record(
     "log run", Field("start_block", "Q", "first block on the volume"), Field("count", "I", "blocks")
 )
+LOG_VOUCHER = Record(
+    "voucher",
+    Field("block", "Q", "on the volume"),
+    Field("size_bytes", "I", "bytes from the start of the block that the file shows, 1 to 4096"),
+    Field("checksum", "Q", "xxh3-64 of these bytes"),
+)
 DELETED = 0xFFFF
 _KEY_TAIL = KEY.size - 8
 _LENGTH = struct.Struct(">H")
@@ -71,7 +80,7 @@ RECORD_ENTRIES = 512
 
 @dataclass(slots=True)
 class LogRecord:
-    """What one record says. Retirements use `numbers`, regions `allocations`."""
+    """What one record says. Retirements use `numbers`, regions `allocations`, vouchers `vouchers`."""
 
     kind: int
     ino: int = 0
@@ -83,6 +92,7 @@ class LogRecord:
     items: list[tuple[bytes, bytes | None]] = field(default_factory=list)
     item_count: int = 0
     numbers: Sequence[int] = ()
+    vouchers: Sequence[Voucher] = ()
 
 
 def encode_item(key: bytes, value: bytes | None) -> bytes:
@@ -152,6 +162,12 @@ def encode_numbers(kind: int, numbers: Sequence[int]) -> list[bytes]:
     ]
 
 
+def encode_vouchers(vouchers: Sequence[Voucher]) -> bytes:
+    """The record of what a batch vouches for: at most RECORD_ENTRIES."""
+    body = b"".join([LOG_VOUCHER.struct.pack(*voucher) for voucher in vouchers])
+    return LOG_RECORD.struct.pack(VOUCHERS, 0, 0, 0, 0, len(vouchers), len(body), 0) + body
+
+
 def encode_region(number: int, runs: Sequence[Run], *, restated: bool) -> list[bytes]:
     """Region records; several with one number add up."""
     return [
@@ -175,7 +191,7 @@ def decode_records(body: bytes, lsn: int, *, with_items: bool) -> Iterator[LogRe
         position += size
         runs_at = position + 4 * ranges
         items_at = runs_at + _RUN_BYTES * (allocations + frees)
-        if items_at + item_bytes > end or not FILE_RECORD <= kind <= RETIRED_REGIONS:
+        if items_at + item_bytes > end or not FILE_RECORD <= kind <= VOUCHERS:
             raise broken_batch(lsn)
         record = LogRecord(kind, ino, bool(flags & WHOLE), bool(flags & RESTATED), item_count=items)
         if ranges:
@@ -188,9 +204,20 @@ def decode_records(body: bytes, lsn: int, *, with_items: bool) -> Iterator[LogRe
             if item_bytes != 8 * items:
                 raise broken_batch(lsn)
             record.numbers = struct.unpack_from(f"<{items}Q", body, items_at)
+        elif kind == VOUCHERS:
+            record.vouchers = _decode_vouchers(memoryview(body)[items_at:position], items, lsn)
         elif with_items and items:
             record.items = _decode_items(body, items_at, position, ino, lsn)
         yield record
+
+
+def _decode_vouchers(body: memoryview, count: int, lsn: int) -> list[Voucher]:
+    if len(body) != count * LOG_VOUCHER.size:
+        raise broken_batch(lsn)
+    found = [Voucher(*fields) for fields in LOG_VOUCHER.struct.iter_unpack(body)]
+    if any(not 0 < voucher.size_bytes <= BLOCK_BYTES for voucher in found):
+        raise broken_batch(lsn)
+    return found
 
 
 def _decode_items(body: bytes, at: int, end: int, ino: int, lsn: int) -> list[tuple[bytes, bytes | None]]:
@@ -228,6 +255,7 @@ class Batch:
 
     kind: int
     more: bool
+    vouches: bool
     lsn: int
     block: int
     body: bytes
@@ -242,10 +270,9 @@ class Batch:
 
 
 def encode_batch(
-    uuid: UUID, incarnation: int, lsn: int, chain: int, durable_lsn: int, kind: int, more: bool, body: bytes
+    uuid: UUID, incarnation: int, lsn: int, chain: int, durable_lsn: int, kind: int, flags: int, body: bytes
 ) -> tuple[bytes, int]:
-    """The blocks of a batch and its checksum."""
-    flags = MORE if more else 0
+    """The blocks of a batch and its checksum. `flags`: MORE, VOUCHES."""
     header = BATCH.struct.pack(
         0, chain, BATCH_MAGIC, kind, flags, 0, len(body), lsn, uuid.bytes, incarnation, durable_lsn
     )
@@ -267,4 +294,5 @@ def decode_batch(raw: memoryview, uuid: UUID, block: int) -> Batch | None:
     if end > len(raw) or checksum != xxh3_64_intdigest(raw[8:end]):
         return None
     body = bytes(raw[BATCH.size : end])
-    return Batch(kind, bool(flags & MORE), lsn, block, body, checksum, chain, incarnation, durable_lsn)
+    more, vouches = bool(flags & MORE), bool(flags & VOUCHES)
+    return Batch(kind, more, vouches, lsn, block, body, checksum, chain, incarnation, durable_lsn)

@@ -1,6 +1,6 @@
 """Making changes into batches: what a batch says, and the intents that precede writes in place."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from jfs.batch import (
@@ -15,10 +15,12 @@ from jfs.batch import (
     encode_numbers,
     encode_record,
     encode_region,
+    encode_vouchers,
 )
 from jfs.coverage import Naming, RegionCoverage, is_named, snap_runs
 from jfs.layout import BLOCK_BYTES
 from jfs.volume import Changes, Volume
+from jfs.vouchers import Voucher
 
 LEAST_RUNS = 64  # of a region, however short the log is
 
@@ -36,10 +38,15 @@ class Housekeeping:
 
 
 def issue_changes(
-    volume: Volume, changes: Changes, housekeeping: Housekeeping, *, urgent: bool = False
+    volume: Volume,
+    changes: Changes,
+    housekeeping: Housekeeping,
+    vouchers: Sequence[Voucher] = (),
+    *,
+    urgent: bool = False,
 ) -> None:
-    """Issue one atomic batch (`urgent`: of a checkpoint). DeviceError or LogFull leave log and coverage as
-    they were.
+    """Issue one atomic batch (`urgent`: of a checkpoint), which counts only if what it vouches for is there.
+    DeviceError or LogFull leave log and coverage as they were.
     """
     log, coverage = volume.writer(), volume.coverage
     segment, lsn, now_ns = log.ordinal, log.place.lsn, volume.now_ns()
@@ -68,7 +75,9 @@ def issue_changes(
         chunks += encode_file(record, items.get(ino, []))
     if not chunks:
         return
-    log.append(chunks, urgent=urgent)
+    if vouchers:
+        chunks.append(encode_vouchers(vouchers))
+    log.append(chunks, urgent=urgent, vouches=bool(vouchers))
     coverage.drop(gone, housekeeping.retired_regions)
     with_metadata = set(touched)
     for ino, naming in namings.items():

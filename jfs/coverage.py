@@ -7,7 +7,15 @@ I2: a name may go when the far site has everything it stands for, or when a late
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from jfs.batch import FILE_RECORD, LOG_RECORD, LOG_RUN, REGION_RECORD, RETIRED_FILES, LogRecord
+from jfs.batch import (
+    FILE_RECORD,
+    LOG_RECORD,
+    LOG_RUN,
+    REGION_RECORD,
+    RETIRED_FILES,
+    RETIRED_REGIONS,
+    LogRecord,
+)
 from jfs.runs import Run, join_runs, merge_runs
 
 PIECE_BLOCKS = 256  # a range is an aligned piece of 1 MiB of a file
@@ -299,7 +307,7 @@ class Coverage:
             self.next_region = max(self.next_region, record.ino + 1)
         elif record.kind == RETIRED_FILES:
             self.drop(record.numbers, ())
-        else:
+        elif record.kind == RETIRED_REGIONS:
             self.drop((), record.numbers)
 
     def _replay_file(self, record: LogRecord, segment: int, lsn: int) -> None:

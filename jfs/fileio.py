@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from errno import EFBIG, EINVAL, EISDIR
+from itertools import groupby
 from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP
 
 from jfs import filemap
@@ -44,6 +45,10 @@ class FileIO(NodeTable):
     def __init__(self, store: Store, options: FileSystemOptions = DEFAULT_OPTIONS) -> None:
         super().__init__(store, options)
         self._cuts: dict[int, int] = {}  # inodes of which blocks below this one are still to be unmapped
+        store.vouchers.size_of = self._size_of
+
+    def _size_of(self, ino: int) -> int:
+        return self.node(ino).size_bytes
 
     def _regular(self, ino: int) -> Node:
         node = self.node(ino)
@@ -136,11 +141,10 @@ class FileIO(NodeTable):
             self._clean_tail(node)
         if offset & BLOCK_MASK or end & BLOCK_MASK:
             data = self._whole_blocks(node, offset, end, data)
-        sequence = self._write_blocks(node, first, count, data)
+        sequence = self._write_blocks(node, first, count, data, offset & BLOCK_MASK, grows=end > size)
         if end > size:
             node.size_bytes = end
             self.mark_map(node)
-            self._flush_before_commit(sequence)
         if clear_privileges and node.mode & (S_ISUID | S_ISGID):
             node.mode = privileges_cleared(node.mode)
             self.mark(node)
@@ -166,36 +170,65 @@ class FileIO(NodeTable):
                 after = self._old_block(node, end >> BLOCK_SHIFT)[tail:]
         return b"".join((before, data, after))
 
-    def _write_blocks(self, node: Node, first: int, count: int, data: Buffer) -> int:
-        """Write whole blocks: holes are allocated first, then one device write a run, then the new runs are
-        mapped.
+    def _write_blocks(
+        self, node: Node, first: int, count: int, data: Buffer, begin: int = 0, *, grows: bool = False
+    ) -> int:
+        """Write whole blocks, of which the bytes before `begin` stay as they are: holes are allocated first,
+        then one device write a run, then the new runs are mapped. `grows`: as in `Store.write_data`.
         """
         ino = node.ino
         found = self._runs(node, first, count)
         new: list[Run] = []
         is_young = node.born_in == self._period
-        if len(found) == 1 and found[0].start != HOLE:
-            return self.store.write_data(ino, first, found[0].start, data, new=is_young)
+        moves = self.store.vouchers.hold_any and any(self._held(run, first, begin) for run in found)
+        if len(found) == 1 and found[0].start != HOLE and not moves:
+            return self.store.write_data(ino, first, found[0].start, data, new=is_young, grows=grows)
+        if moves:
+            found = [part for run in found for part in self._without_held(run, first, begin)]
         targets = self._fill_holes(node, found, new)
         view = memoryview(data)
         sequence = 0
         try:
             for run, is_new in targets:
-                begin = run.file_block - first << BLOCK_SHIFT
-                piece = view if run.length == count else view[begin : begin + (run.length << BLOCK_SHIFT)]
+                at = run.file_block - first << BLOCK_SHIFT
+                piece = view if run.length == count else view[at : at + (run.length << BLOCK_SHIFT)]
                 sequence = self.store.write_data(
-                    ino, run.file_block, run.start, piece, new=is_new or is_young
+                    ino, run.file_block, run.start, piece, new=is_new or is_young, grows=grows
                 )
         except (DeviceError, FileSystemError):
             self._give_back(ino, new)
             raise
         for run in new:
+            if moves:
+                self._unmap_moved(node, run)
             node.extent = filemap.insert(self.store, ino, *run)
             node.blocks += run.length
         if new:
             self._goal = new[-1].start + new[-1].length
             self.mark_map(node)
         return sequence
+
+    def _held(self, run: Run, first: int, begin: int) -> list[int]:
+        """The blocks of a run that a write from byte `begin` of file block `first` on may not change."""
+        if run.start == HOLE:
+            return []
+        return self.store.vouchers.held_among(run.start, run.length, begin if run.file_block == first else 0)
+
+    def _without_held(self, run: Run, first: int, begin: int) -> list[Run]:
+        """A run with holes in place of the blocks that may not change: they are written elsewhere."""
+        parts: list[Run] = []
+        held = set(self._held(run, first, begin))
+        for is_held, group in groupby(range(run.length), lambda index: run.start + index in held):
+            indexes = list(group)
+            start = HOLE if is_held or run.start == HOLE else run.start + indexes[0]
+            parts.append(Run(run.file_block + indexes[0], start, len(indexes)))
+        return parts
+
+    def _unmap_moved(self, node: Node, run: Run) -> None:
+        """The file blocks of a new run are elsewhere now."""
+        for old in filemap.remove(self.store, node.ino, run.file_block, run.file_block + run.length):
+            self.store.free(node.ino, old.start, old.length)
+            node.blocks -= old.length
 
     def _fill_holes(self, node: Node, found: list[Run], new: list[Run]) -> list[tuple[Run, bool]]:
         """What to write where: every hole replaced by allocated runs, which are also added to `new`.
@@ -306,14 +339,11 @@ class FileIO(NodeTable):
         try:
             self._replace_block(node, file_block, kept)
         except NoSpace:
+            if self.store.vouchers.held_among(start, 1, kept):
+                raise
+            # Otherwise a file that grows could show what was behind its end.
             old = self._old_block(node, file_block)
-            self._flush_before_commit(self.store.write_data(node.ino, file_block, start, old, new=False))
-
-    def _flush_before_commit(self, sequence: int) -> None:
-        """The batch that lets the file grow must not be durable before this write in place: the file would
-        show what was behind its end.
-        """
-        self.store.volume.pending.new_sequence = sequence
+            self.store.write_data(node.ino, file_block, start, old, new=False, grows=True)
 
     def _replace_block(self, node: Node, file_block: int, kept: int) -> None:
         """Put the first `kept` bytes of a block, and zeros, into a new block in its place. NoSpace changes

@@ -10,7 +10,7 @@ from jfs.device import BLOCK_BYTES as BLOCK_BYTES
 from jfs.errors import CorruptionError, OtherFormatError
 from jfs.record import Field, Record
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 NODE_BYTES = 16384
 NODE_BLOCKS = NODE_BYTES // BLOCK_BYTES
 GROUP_BLOCKS = 8192

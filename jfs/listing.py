@@ -60,8 +60,11 @@ def read_listing(device: BlockDevice) -> Listing:
     """List what the log names, after replaying it in memory. CorruptionError if the volume cannot be read.
 
     A live area may change while it is read; what a checkpoint replaced stays readable until the checkpoint
-    after it, so a reading during which the superblock stood still is consistent, and others are repeated.
+    after it, so a reading during which the superblock stood still is consistent, and others are repeated. So
+    is one that finds the data missing that the end of the log vouches for: it may have been written again
+    since the log was read, and then the log says more by now.
     """
+    unproven_lsn: int | None = None
     for _ in range(TRIES):
         generation = read_superblock(device).generation
         try:
@@ -71,7 +74,9 @@ def read_listing(device: BlockDevice) -> Listing:
             if read_superblock(device).generation == generation:
                 raise
             continue
-        if read_superblock(device).generation == generation:
+        is_settled = end.unproven_lsn in (None, unproven_lsn)
+        unproven_lsn = end.unproven_lsn
+        if is_settled and read_superblock(device).generation == generation:
             return listing
     raise CorruptionError(f"the volume changed during each of {TRIES} attempts to list it")
 

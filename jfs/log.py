@@ -10,7 +10,9 @@ from jfs.batch import (
     JUMP,
     JUMP_BATCH,
     MAGIC_AT,
+    MORE,
     RECORDS_BATCH,
+    VOUCHES,
     Batch,
     batch_blocks,
     broken_batch,
@@ -170,6 +172,8 @@ class LogWriter:
         self._unrecorded: set[int] = set()
         self.place = place
         self.durable_lsn = place.lsn
+        self.said_durable_lsn = 0
+        """What the newest batch says in `durable_lsn`."""
         self.appended_bytes = 0
 
     @property
@@ -255,8 +259,9 @@ class LogWriter:
         """Longest body of one batch."""
         return min(PART_BYTES, (self.segment_blocks - JUMP_COPIES) * BLOCK_BYTES - BATCH.size)
 
-    def append(self, chunks: list[bytes], *, urgent: bool = False) -> int:
+    def append(self, chunks: list[bytes], *, urgent: bool = False, vouches: bool = False) -> int:
         """Issue records as one atomic change (in several batches if long); returns the number of the last.
+        `vouches`: there are vouchers among them.
 
         `urgent`: what a checkpoint says. It must always find room, because without checkpoints the log would
         never have any again: it gets the last spare segment, which nothing else does, and one beyond the
@@ -265,14 +270,17 @@ class LogWriter:
         DeviceError or LogFull leave the log as it was.
         """
         saved = self.place, list(self.segments), list(self.spares), self.appended_bytes
+        said = self.said_durable_lsn
         unrecorded = set(self._unrecorded)
         try:
             parts = self._parts(chunks)
             for index, body in enumerate(parts):
                 self._make_way(batch_blocks(len(body)), urgent)
-                self._write(RECORDS_BATCH, body, more=index + 1 < len(parts))
+                more = MORE if index + 1 < len(parts) else 0
+                self._write(RECORDS_BATCH, body, more | (VOUCHES if vouches else 0))
         except BaseException:
             self._restore(*saved)
+            self.said_durable_lsn = said
             # A jump that is taken back records nothing.
             self._unrecorded |= unrecorded.union(set(self.spares).difference(saved[2]))
             raise
@@ -326,13 +334,14 @@ class LogWriter:
         """
         end = self.segments[-1].start + self.segment_blocks
         copies = min(JUMP_COPIES, end - self.place.block)
-        return self._write(JUMP_BATCH, JUMP.struct.pack(start), more=False, copies=copies)
+        return self._write(JUMP_BATCH, JUMP.struct.pack(start), 0, copies=copies)
 
-    def _write(self, kind: int, body: bytes, *, more: bool, copies: int = 1) -> int:
+    def _write(self, kind: int, body: bytes, flags: int, *, copies: int = 1) -> int:
         place = self.place
         blocks, checksum = encode_batch(
-            self._uuid, self._incarnation, place.lsn, place.chain, self.durable_lsn, kind, more, body
+            self._uuid, self._incarnation, place.lsn, place.chain, self.durable_lsn, kind, flags, body
         )
+        self.said_durable_lsn = self.durable_lsn
         sequence = self._device.write(place.block * BLOCK_BYTES, blocks * copies)
         self.place = LogPlace(place.lsn + 1, place.block + len(blocks) // BLOCK_BYTES, checksum)
         self.appended_bytes += len(blocks)

@@ -373,6 +373,7 @@ class Namespace(Attributes):
         """After NoSpace: let what was removed be used again, and make room in the log."""
         await self.settle()
         await self.store.checkpoint()
+        await self.store.release_vouchers()
 
     def readlink(self, ino: int) -> bytes:
         """What a symbolic link says. FileSystemError EINVAL if it is none."""

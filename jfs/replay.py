@@ -1,9 +1,10 @@
 """Reading a volume: the superblock, then the log from its tail: what is covered, and what the tree lacks."""
 
 import secrets
+from collections import deque
 from dataclasses import dataclass
 
-from jfs.batch import FILE_RECORD, JUMP_BATCH, Batch, decode_records
+from jfs.batch import FILE_RECORD, JUMP_BATCH, Batch, broken_batch, decode_records
 from jfs.coverage import Coverage, CoveragePolicy
 from jfs.device import BlockDevice
 from jfs.errors import CorruptionError, OtherFormatError
@@ -47,36 +48,54 @@ class LogEnd:
     place: LogPlace
     segments: list[Segment]
     owned: list[int]
+    vouched: bool = False
+    """Some of the newest batches vouch for data, and none yet says that they were durable."""
+    unproven_lsn: int | None = None
+    """The batch that the log was taken to end before, because what it vouches for is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An atomic change as it was found, or a jump: its batches, and where the log goes on behind it."""
+
+    parts: list[tuple[Batch, int]]
+    place: LogPlace
+    segments: list[Segment]
+
+    @property
+    def last(self) -> Batch:
+        return self.parts[-1][0]
+
+    @property
+    def vouches(self) -> bool:
+        return any(batch.vouches for batch, _ in self.parts)
 
 
 class Replayer:
-    """Applies atomic changes, complete ones only, in order."""
+    """Applies atomic changes, complete ones only, in order. One that vouches for data waits, and all behind
+    it, until a later batch says that it was durable; at the end of the log the data must be there.
+    """
 
     def __init__(self, volume: Volume, reader: LogReader) -> None:
         self._volume = volume
         self._reader = reader
         self._unfinished: list[tuple[Batch, int]] = []
+        self._waiting: deque[Change] = deque()
         superblock = volume.superblock
         self.end = LogEnd(superblock.tail, list(reader.segments), list(superblock.segments))
         reader.owned = self.end.owned
 
     def run(self) -> LogEnd:
+        """Follow the log to its end. CorruptionError: `end` says how far it could be followed."""
         checkpoint = self._volume.superblock.checkpoint
         reached = self.end.place.lsn >= checkpoint.lsn
-        for batch in self._reader:
-            if batch.lsn == checkpoint.lsn:
-                reached = LogPlace(batch.lsn, batch.block, batch.chain) == checkpoint
-            if batch.kind == JUMP_BATCH:
-                if not self._unfinished:
-                    self._own_segments(batch)
-            else:
-                self._unfinished.append((batch, self._reader.segments[-1].ordinal))
-                if batch.more:
-                    continue
-                self._apply()
-            if not self._unfinished:
-                self.end.place = self._reader.place
-                self.end.segments = list(self._reader.segments)
+        try:
+            for batch in self._reader:
+                if batch.lsn == checkpoint.lsn:
+                    reached = LogPlace(batch.lsn, batch.block, batch.chain) == checkpoint
+                self._add(batch)
+        finally:
+            self._finish()
         if not reached and self.end.place != checkpoint:
             raise CorruptionError(
                 f"the metadata log ends at batch {self.end.place.lsn},"
@@ -84,22 +103,64 @@ class Replayer:
             )
         return self.end
 
-    def _own_segments(self, batch: Batch) -> None:
+    def _add(self, batch: Batch) -> None:
+        self._unfinished.append((batch, self._reader.segments[-1].ordinal))
+        if not batch.more and (batch.kind != JUMP_BATCH or len(self._unfinished) == 1):
+            change = Change(self._unfinished, self._reader.place, list(self._reader.segments))
+            self._unfinished = []
+            self._waiting.append(change)
+        while self._waiting and not self._must_wait(self._waiting[0], batch.durable_lsn):
+            self._apply(self._waiting.popleft())
+
+    def _must_wait(self, change: Change, durable_lsn: int) -> bool:
+        last_lsn = change.last.lsn
+        return change.vouches and last_lsn >= max(durable_lsn, self._volume.superblock.checkpoint.lsn)
+
+    def _finish(self) -> None:
+        """The log ends: what nothing says to have been durable counts as far as its data is there."""
+        while self._waiting:
+            change = self._waiting.popleft()
+            if change.vouches:
+                if not self._is_proven(change):
+                    self.end.unproven_lsn = change.parts[0][0].lsn
+                    return
+                self.end.vouched = True
+            self._apply(change)
+
+    def _is_proven(self, change: Change) -> bool:
+        device, total = self._volume.device, self._volume.superblock.total_blocks
+        for batch, _ in change.parts:
+            if not batch.vouches:
+                continue
+            for record in decode_records(batch.body, batch.lsn, with_items=False):
+                for voucher in record.vouchers:
+                    if voucher.block >= total:
+                        raise broken_batch(batch.lsn)
+                    if not voucher.holds(device):
+                        return False
+        return True
+
+    def _own_segments(self, change: Change) -> None:
         """A jump may lead to a segment that the log took for itself just then."""
-        for segment in self._reader.segments[len(self.end.segments) :]:
+        for segment in change.segments[len(self.end.segments) :]:
             if segment.start not in self.end.owned:
                 self.end.owned.append(segment.start)
-            if batch.lsn >= self._volume.superblock.checkpoint.lsn:
+            if change.last.lsn >= self._volume.superblock.checkpoint.lsn:
                 self._volume.free_map.set_used(segment.start, self._volume.superblock.segment_blocks)
 
-    def _apply(self) -> None:
+    def _apply(self, change: Change) -> None:
+        self._own_segments(change)
+        self._redo(change)
+        self.end.place, self.end.segments = change.place, change.segments
+
+    def _redo(self, change: Change) -> None:
         volume = self._volume
-        parts, self._unfinished = self._unfinished, []
-        self._own_segments(parts[-1][0])
-        redo = parts[0][0].lsn >= volume.superblock.checkpoint.lsn
+        redo = change.parts[0][0].lsn >= volume.superblock.checkpoint.lsn
         allocations: list[Run] = []
         frees: list[tuple[int, Run]] = []
-        for batch, ordinal in parts:
+        for batch, ordinal in change.parts:
+            if batch.kind == JUMP_BATCH:
+                continue
             for record in decode_records(batch.body, batch.lsn, with_items=redo):
                 volume.coverage.replay(record, ordinal, batch.lsn)
                 if redo and record.kind == FILE_RECORD:

@@ -29,6 +29,7 @@ from jfs.runs import Run
 from jfs.store_options import COARSEN, WAIT, LogStatus, Statistics, StoreOptions
 from jfs.tree import Item
 from jfs.volume import Changes, Volume
+from jfs.vouchers import Voucher, Vouchers
 
 __all__ = ["COARSEN", "WAIT", "LogStatus", "Statistics", "Store", "StoreOptions"]
 
@@ -62,6 +63,8 @@ class Store:
         self.before_commit: list[Callable[[], None]] = []
         self.device = volume.device
         self._coverage = volume.coverage
+        self.vouchers = Vouchers()
+        self._vouched_sequence = 0  # newest write of data that a batch vouches for
         self._flushed_sequence = 0
         self._issued_frees: list[Run] = []
         self._round = _Round()
@@ -92,6 +95,10 @@ class Store:
             # What was replayed may so far be only in a cache; its freed blocks are about to be used again.
             await device.flush()
             attach_log(volume, end)
+            if end.vouched:
+                # Nothing may change what the log's end vouches for before the log says that it was durable.
+                volume.writer().append([b""], urgent=True)
+                await device.flush()
             epoch = max(options.epoch, volume.superblock.epoch)
             volume.changed = volume.changed or epoch != volume.superblock.epoch
             volume.superblock = replace(volume.superblock, epoch=epoch)
@@ -154,27 +161,33 @@ class Store:
     def free(self, ino: int, start: int, count: int) -> None:
         """Give blocks back; they can be allocated again when the batch that frees them is durable."""
         self._check_writable()
+        self.vouchers.freed(start, count)
         self.volume.free_map.pin(start, count)
         self.volume.pending.frees.setdefault(ino, []).append((start, count))
 
-    def write_data(self, ino: int, file_block: int, start_block: int, data: Buffer, *, new: bool) -> int:
+    def write_data(
+        self, ino: int, file_block: int, start_block: int, data: Buffer, *, new: bool, grows: bool = False
+    ) -> int:
         """Write whole blocks of a file at `start_block`; returns the sequence of the write.
 
         `new`: the blocks were allocated since the last commit, so nothing reachable is overwritten. Otherwise
-        the file and the range are named in the log first (I1). NoSpace if the log has no room even for that.
+        the file and the range are named in the log first (I1), and nothing that is held may change
+        (`vouchers`). `grows`: the next commit lets the file show more of these blocks, which must not be
+        durable before them. NoSpace if the log has no room even to name the file.
         """
         self._check_writable()
         volume = self.volume
         count = len(data) // BLOCK_BYTES
-        if new:
-            sequence = self.device.write(start_block * BLOCK_BYTES, data)
-            self._coverage.wrote_new(ino, file_block, count, sequence)
-            volume.pending.new_sequence = sequence
-            self._coverage.wrote(ino, sequence, volume.now_ns())
-            return sequence
-        if not self._coverage.covers(ino, file_block, count):
+        if not new and not self._coverage.covers(ino, file_block, count):
             issue_intent(volume, ino, file_block, count)
         sequence = self.device.write(start_block * BLOCK_BYTES, data)
+        if new:
+            self._coverage.wrote_new(ino, file_block, count, sequence)
+        if new or grows:
+            volume.pending.new_sequence = sequence
+            self.vouchers.note(ino, file_block, start_block, data, sequence)
+        else:
+            self.vouchers.rewrote(start_block, data, sequence)
         self._coverage.wrote(ino, sequence, volume.now_ns())
         return sequence
 
@@ -240,11 +253,16 @@ class Store:
         async with self._issue_lock:
             changes = self._capture()
             try:
-                await self._order_new_data(changes)
-                issue_changes(self.volume, changes, self._names_to_retire())
+                vouchers = self._vouch(changes)
+                if not vouchers:
+                    await self._order_new_data(changes)
+                issue_changes(self.volume, changes, self._names_to_retire(), vouchers)
             except BaseException:
                 self._give_back(changes)
                 raise
+            if vouchers:
+                self.vouchers.hold(vouchers, self.volume.writer().place.lsn - 1)
+                self._vouched_sequence = changes.new_sequence
             self._note_frees(changes)
 
     def _capture(self) -> Changes:
@@ -253,27 +271,40 @@ class Store:
         changes = self.volume.pending
         self.volume.pending = Changes()
         changes.new = self._coverage.take_new()
+        changes.new_blocks = self.vouchers.take()
         return changes
 
     def _give_back(self, changes: Changes) -> None:
         changes.absorb(self.volume.pending)
         self._coverage.give_back(changes.new)
-        changes.new = {}
+        self.vouchers.give_back(changes.new_blocks)
+        changes.new, changes.new_blocks = {}, None
         self.volume.pending = changes
 
     def _note_frees(self, changes: Changes) -> None:
         for runs in changes.frees.values():
             self._issued_frees += runs
 
+    def _vouch(self, changes: Changes) -> list[Voucher]:
+        """Vouchers for new data instead of a barrier behind it, if it is little.
+
+        One such batch between two flushes: what follows it must not be durable without it.
+        """
+        if changes.new_blocks is None or self._vouched_sequence > self._flushed_sequence:
+            return []
+        return self.vouchers.vouch(changes.new_blocks, self._flushed_sequence)
+
     async def _order_new_data(self, changes: Changes) -> None:
-        """A batch must not be durable before the new blocks that it makes reachable."""
-        if changes.new_sequence > self._flushed_sequence:
+        """A batch must not be durable before the new blocks that it makes reachable, nor before what an
+        earlier one vouches for.
+        """
+        if max(changes.new_sequence, self._vouched_sequence) > self._flushed_sequence:
             await self.device.barrier()
 
     async def _flush(self) -> None:
         """Flush the device; then what was freed by batches issued before may be used again."""
         sequence = self.device.issued_sequence
-        lsn = self.volume.writer().place.lsn
+        lsn, said_lsn = self.volume.writer().place.lsn, self.volume.writer().said_durable_lsn
         frees, self._issued_frees = self._issued_frees, []
         try:
             await self.device.flush()
@@ -283,8 +314,26 @@ class Store:
         self._flushed_sequence = max(self._flushed_sequence, sequence)
         log = self.volume.writer()
         log.durable_lsn = max(log.durable_lsn, lsn)
+        self.vouchers.release(said_lsn)
+        self._unpin(frees)
+
+    def _unpin(self, frees: list[Run]) -> None:
+        """What durable batches freed may be used again, but for what is held."""
         for start, count in frees:
-            self.volume.free_map.unpin(start, count)
+            if self.vouchers.held_among(start, count):
+                self._issued_frees.append((start, count))
+            else:
+                self.volume.free_map.unpin(start, count)
+
+    async def release_vouchers(self) -> None:
+        """Have the log say that what its newest batches vouch for is durable, so that it may be overwritten
+        where it is: on a full volume it cannot be moved. DeviceError, LogFull.
+        """
+        if self.vouchers.hold_any:
+            await self._flush()
+            async with self._issue_lock:
+                self.volume.writer().append([b""])
+            await self._flush()
 
     def _names_to_retire(self) -> Housekeeping:
         """What the last tick found ripe: looking through all names at every commit would cost too much."""
@@ -352,7 +401,10 @@ class Store:
             try:
                 await self._order_new_data(changes)
                 housekeeping = checkpoint_housekeeping(volume, self.options.on_log_full == COARSEN)
+                lsn = log.place.lsn
                 issue_changes(volume, changes, housekeeping, urgent=True)
+                if self.vouchers.hold_any and log.place.lsn == lsn:
+                    log.append([b""], urgent=True)  # says how far the log is durable
             except BaseException:
                 checkpoint.abandon()
                 self._give_back(changes)

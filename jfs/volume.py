@@ -24,9 +24,11 @@ from jfs.log import LogWriter
 from jfs.overlay import ABSENT, PREFIX_BYTES, Absent, Overlay
 from jfs.runs import Run
 from jfs.tree import Item, NodeCache, Tree
+from jfs.vouchers import NewBlock
 
 FIRST_PAGE_ITEMS = 32
 PAGE_ITEMS = 512
+_BATCH_BYTES = 6144  # vouchers, and what is left of the last block
 TIGHT_NODES = 8  # what one operation may change, and the free map
 
 
@@ -39,6 +41,7 @@ class Changes:
     frees: dict[int, list[Run]] = field(default_factory=dict)
     new: dict[int, NewData] = field(default_factory=dict)
     new_sequence: int = 0  # newest write of new data that the batch makes reachable
+    new_blocks: dict[int, NewBlock] | None = None  # that data, if it is little
     value_bytes: int = 0
 
     def is_empty(self) -> bool:
@@ -47,11 +50,11 @@ class Changes:
     def size_bytes(self) -> int:
         """Bytes in the log, about, rather too many than too few."""
         runs = sum(map(len, self.allocations.values())) + sum(map(len, self.frees.values()))
-        return 48 * len(self.items) + self.value_bytes + 12 * runs + 300 * len(self.new) + 4096
+        return 48 * len(self.items) + self.value_bytes + 12 * runs + 300 * len(self.new) + _BATCH_BYTES
 
     def rough_bytes(self) -> int:
         """The same at once, counted by the items alone."""
-        return 72 * len(self.items) + self.value_bytes + 4096
+        return 72 * len(self.items) + self.value_bytes + _BATCH_BYTES
 
     def absorb(self, newer: "Changes") -> None:
         """Take over the changes of a newer set."""

@@ -3,14 +3,15 @@ error.
 
 Data blocks have no checksums, so the content of files may differ; nothing else may. One exception, named as
 such: batches at the very end of the log of a volume that was not closed, of which no other batch says that
-they were durable. A damaged one looks like one that a power cut tore: the volume is whole, but of an earlier
-moment.
+they were durable, and the blocks that they vouch for. A damaged one looks like one that a power cut tore: the
+volume is whole, but of an earlier moment.
 """
 
 import random
 from dataclasses import dataclass
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
+from jfs.batch import decode_records
 from jfs.device import BLOCK_BYTES
 from jfs.errors import CorruptionError, FileSystemError
 from jfs.filesystem import FileSystem
@@ -39,7 +40,7 @@ class Subject:
     answers: dict[int, Answer]
     used: list[int]
     metadata: list[int]
-    unproven: set[int]  # blocks of batches at the end of the log
+    unproven: set[int]  # blocks of batches at the end of the log, and what these vouch for
     states: set[int]  # digests of all states that ever were
 
     def flipped(self, place: int, bit: int) -> MemoryDevice:
@@ -115,13 +116,18 @@ async def subject_of(image: MemoryDevice, states: set[int], *, closed: bool) -> 
 
 
 def unproven_blocks(image: MemoryDevice) -> set[int]:
-    """Blocks of the batches that no later one says were durable."""
+    """Blocks of the batches that no later one says were durable, and those that these vouch for."""
     volume, _ = load_volume(image)
     batches = list(log_reader(volume))
     proven = max([batch.durable_lsn for batch in batches], default=0)
-    return {
-        block for batch in batches if batch.lsn >= proven for block in range(batch.block, batch.next_block)
-    }
+    blocks: set[int] = set()
+    for batch in batches:
+        if batch.lsn >= proven:
+            blocks.update(range(batch.block, batch.next_block))
+            if batch.vouches:
+                records = decode_records(batch.body, batch.lsn, with_items=False)
+                blocks.update(voucher.block for record in records for voucher in record.vouchers)
+    return blocks
 
 
 async def examine(subject: Subject, place: int, bit: int, *, with_repair: bool) -> str:

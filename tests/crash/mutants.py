@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from xxhash import xxh3_64_intdigest
@@ -19,6 +20,7 @@ from jfs.log import LogReader
 from jfs.nodes import NO_RUN, Node, NodeTable
 from jfs.store import Store
 from jfs.volume import Changes
+from jfs.vouchers import NewBlock, Voucher, Vouchers
 
 Patch = pytest.MonkeyPatch
 MUTANTS: dict[str, Callable[[Patch], None]] = {}
@@ -186,7 +188,12 @@ def tail_not_cleaned(patch: Patch) -> None:
 @mutant
 def size_before_the_data(patch: Patch) -> None:
     """A file that grew inside its last block may have its new size before what was written there."""
-    patch.setattr(FileIO, "_flush_before_commit", lambda file_io, sequence: None)
+    real = Store.write_data
+
+    def write(store: Store, *what: Any, new: bool, grows: bool = False) -> int:  # noqa: ANN401
+        return real(store, *what, new=new)
+
+    patch.setattr(Store, "write_data", write)
 
 
 @mutant
@@ -215,3 +222,38 @@ def _map_to(file_io: FileIO, node: Node, file_block: int, start: int, new: int) 
     filemap.insert(file_io.store, node.ino, file_block, new, 1)
     file_io.store.free(node.ino, start, 1)
     file_io.mark_map(node)
+
+
+@mutant
+def vouchers_not_checked(patch: Patch) -> None:
+    """A replay believes a batch that vouches for data without a look at the data."""
+    patch.setattr(Voucher, "holds", lambda voucher, device: True)
+
+
+@mutant
+def vouchers_for_whole_blocks_alone(patch: Patch) -> None:
+    """A block of which the file shows only a part is not vouched for."""
+    real = Vouchers.vouch
+
+    def vouch(vouchers: Vouchers, taken: dict[int, NewBlock], flushed_sequence: int) -> list[Voucher]:
+        return [one for one in real(vouchers, taken, flushed_sequence) if one.size_bytes == BLOCK_BYTES]
+
+    patch.setattr(Vouchers, "vouch", vouch)
+    patch.setattr(Store, "_order_new_data", _nothing_of_little)
+
+
+async def _nothing_of_little(store: Store, changes: Changes) -> None:
+    if changes.new_blocks is None and changes.new_sequence > store._flushed_sequence:
+        await store.device.barrier()
+
+
+@mutant
+def held_blocks_overwritten(patch: Patch) -> None:
+    """What the newest batch vouches for is overwritten where it is."""
+    patch.setattr(FileIO, "_held", lambda file_io, run, first, begin: [])
+
+
+@mutant
+def released_before_anything_says_so(patch: Patch) -> None:
+    """What a batch vouches for may change as soon as it is durable."""
+    patch.setattr(Vouchers, "release", lambda vouchers, durable_lsn: vouchers._held.clear())

@@ -100,7 +100,8 @@ class Workload:
         ino, _, file_block = split_key(key)
         self.version += 1
         value = self.now.items.get(key)
-        if value is not None and self.rng.random() < 0.6:
+        in_place = value is not None and self.rng.random() < 0.6
+        if value is not None and in_place and not self.store.vouchers.held_among(*decode_extent(value)):
             start, count = decode_extent(value)
             data = stamped(ino, file_block, self.version, count)
             self.store.write_data(ino, file_block, start, data, new=False)

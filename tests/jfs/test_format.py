@@ -108,7 +108,7 @@ def test_a_newer_version_is_refused_by_name() -> None:
     block = bytearray(superblock().encode())
     block[16:20] = (FORMAT_VERSION + 1).to_bytes(4, "little")
     block[:8] = xxhash.xxh3_64_intdigest(bytes(block[8:])).to_bytes(8, "little")
-    with pytest.raises(CorruptionError, match="version 3; this program knows version 2 only: use the newer"):
+    with pytest.raises(CorruptionError, match="version 4; this program knows version 3 only: use the newer"):
         Superblock.decode(bytes(block))
 
 

@@ -104,7 +104,7 @@ def test_a_body_that_does_not_hold_together_is_refused() -> None:
 
 
 def test_every_flipped_bit_ends_the_log() -> None:
-    blocks, checksum = encode_batch(VOLUME, 1, 5, 6, 4, 1, False, b"body" * 50)
+    blocks, checksum = encode_batch(VOLUME, 1, 5, 6, 4, 1, 0, b"body" * 50)
     batch = decode_batch(memoryview(blocks), VOLUME, 9)
     assert batch is not None
     assert (batch.lsn, batch.chain, batch.checksum, batch.body) == (5, 6, checksum, b"body" * 50)

@@ -1,0 +1,137 @@
+"""New data that a batch of the log vouches for: one flush for both, and no batch counts without its data.
+
+A batch must not make blocks reachable whose data a power cut may have lost. Of much new data it is issued
+behind a barrier. Of little it names every block with a checksum of what the file shows of it (a *voucher*): a
+replay that finds something else takes the batch, which was never acknowledged then, for the end of the log.
+
+So what a batch vouches for is *held*: it must stay as it is until a later batch, itself durable, says that
+the one that vouches was (`durable_lsn`). Bytes behind those may change, so a file that grows goes on in
+place; any other write moves the block, and a block that was freed is not used again.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from jfs.device import BLOCK_BYTES, BlockDevice, Buffer
+
+BLOCKS_LIMIT = 64  # of one batch; flushing more takes longer than the barrier
+
+
+class NewBlock(NamedTuple):
+    """A block of a file that the next batch makes reachable, or lets the file reach further into."""
+
+    ino: int
+    file_block: int
+    data: Buffer
+    sequence: int
+
+
+class Voucher(NamedTuple):
+    """The first `size_bytes` of a block have this checksum."""
+
+    block: int
+    size_bytes: int
+    checksum: int
+
+    def holds(self, device: BlockDevice) -> bool:
+        """Is that what the device has?"""
+        data = memoryview(device.read(self.block * BLOCK_BYTES, BLOCK_BYTES))
+        return xxh3_64_intdigest(data[: self.size_bytes]) == self.checksum
+
+
+class Vouchers:
+    """What the next batch may vouch for, and what earlier ones do. Blocks are those of the volume."""
+
+    def __init__(self) -> None:
+        self.size_of: Callable[[int], int] | None = None
+        """The size of a file in bytes, as the next batch will say it."""
+        self._new: dict[int, NewBlock] | None = {}  # None: too many
+        self._held: dict[int, tuple[int, int]] = {}  # block -> (bytes, number of the batch)
+
+    # --- what the next batch makes reachable
+
+    def note(self, ino: int, file_block: int, start: int, data: Buffer, sequence: int) -> None:
+        """Whole blocks were written that the next batch makes reachable."""
+        if self._new is None:
+            return
+        count = len(data) // BLOCK_BYTES
+        if count + len(self._new) > BLOCKS_LIMIT:
+            self._new = None
+            return
+        view = memoryview(data)
+        for index in range(count):
+            block = view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+            self._new[start + index] = NewBlock(ino, file_block + index, block, sequence)
+
+    def rewrote(self, start: int, data: Buffer, sequence: int) -> None:
+        """Blocks were written again; of those among them that are new, this is the data now."""
+        if not self._new:
+            return
+        view = memoryview(data)
+        for index in range(len(data) // BLOCK_BYTES):
+            known = self._new.get(start + index)
+            if known is not None:
+                block = view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+                self._new[start + index] = NewBlock(known.ino, known.file_block, block, sequence)
+
+    def freed(self, start: int, count: int) -> None:
+        """Blocks belong to no file any more."""
+        if self._new:
+            for block in self._new.keys() & range(start, start + count):
+                del self._new[block]
+
+    def take(self) -> dict[int, NewBlock] | None:
+        """What the batch that begins now makes reachable; None: too much to vouch for."""
+        taken, self._new = self._new, {}
+        return taken
+
+    def give_back(self, taken: dict[int, NewBlock] | None) -> None:
+        """That batch was not issued: the next one makes it reachable."""
+        if taken is None or self._new is None or len(taken) + len(self._new) > BLOCKS_LIMIT:
+            self._new = None
+        else:
+            self._new = {**taken, **self._new}
+
+    def vouch(self, taken: dict[int, NewBlock], flushed_sequence: int) -> list[Voucher]:
+        """Vouchers for what no flush has covered yet, as far as the files reach into it."""
+        found: list[Voucher] = []
+        for block, new in taken.items():
+            if new.sequence > flushed_sequence:
+                size = BLOCK_BYTES
+                if self.size_of is not None:
+                    size = min(size, self.size_of(new.ino) - new.file_block * BLOCK_BYTES)
+                if size > 0:
+                    checksum = xxh3_64_intdigest(memoryview(new.data)[:size])
+                    found.append(Voucher(block, size, checksum))
+        return found
+
+    # --- what must stay as it is
+
+    def hold(self, vouchers: list[Voucher], lsn: int) -> None:
+        """The batch of this number vouches for these."""
+        for block, size, _ in vouchers:
+            before, _ = self._held.get(block, (0, 0))
+            self._held[block] = (max(size, before), lsn)
+
+    def release(self, durable_lsn: int) -> None:
+        """A durable batch says that those below this number were durable."""
+        if self._held:
+            self._held = {block: held for block, held in self._held.items() if held[1] >= durable_lsn}
+
+    @property
+    def hold_any(self) -> bool:
+        """Is anything held?"""
+        return bool(self._held)
+
+    def held_among(self, start: int, count: int, begin: int = 0) -> list[int]:
+        """The blocks, ascending, that a write from byte `begin` of the first on would change where they are
+        vouched for.
+        """
+        if not self._held:
+            return []
+        found = sorted(self._held.keys() & range(start, start + count))
+        if found and found[0] == start and begin >= self._held[start][0]:
+            del found[0]
+        return found
