@@ -111,7 +111,8 @@ class Scenario:
         host = self.world.hosts["primary"]
         self.world.nursery.start_soon(self.faults.power, host)
         await trio.sleep(self.rng.choice((0.0, 1.0)))
-        await self.take_over("sync")
+        if not self.healing:
+            await self.take_over("sync")
 
     async def _command(self, name: str, work: Callable[[], Awaitable[object]]) -> object:
         """What a command says; None: it was killed."""
