@@ -35,6 +35,8 @@ from replication.set_format import (
 )
 
 POSITION_FILE: Final = "position"
+ROOM_FILE: Final = "room"
+ROOM_BYTES: Final = 1 << 20
 SEGMENT_SUFFIX: Final = ".sets"
 SEGMENT_NAME: Final = re.compile(r"([0-9a-f]{16})\.sets$")
 DEFAULT_SEGMENT_BYTES: Final = 64 << 20
@@ -176,6 +178,16 @@ class SetJournal:
             raise self._fail("cannot be made durable", error) from error
         self._synced = self._whole
 
+    def look_for_room(self) -> None:
+        """JournalError while the host does not even take a MiB more."""
+        try:
+            try:
+                self._files.write(ROOM_FILE, 0, [bytes(ROOM_BYTES)])
+            finally:
+                self._files.unlink(ROOM_FILE)
+        except OSError as error:
+            raise JournalError(f"the set journal cannot be written: {error.strerror}") from error
+
     def discard_incomplete(self) -> None:
         """Cut off the frames of a set that is not whole: its source is gone or was refused. JournalError."""
         self._reader.abandon()
@@ -305,6 +317,8 @@ class SetJournal:
     def _load_slot(self) -> Slot:
         names = self._files.names()
         self._segments = {int(match[1], 16) for name in names if (match := SEGMENT_NAME.match(name))}
+        if ROOM_FILE in names:
+            self._files.unlink(ROOM_FILE)
         data = self._files.read(POSITION_FILE, 0, 2 * SLOT_BYTES) if POSITION_FILE in names else b""
         slot = newest_slot(data, self._volume)
         if slot is not None:

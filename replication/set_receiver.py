@@ -97,6 +97,8 @@ class SetReceiver:
         """Why this site takes no sets any more until its daemon is started again; None while it does."""
         self.hindrance: str | None = None
         """Why the area cannot be written at present; no sets are taken until it can."""
+        self.no_room: str | None = None
+        """Why the journal could not be written last (a full disk); each new connection tries again."""
         self._pending: list[CheckedFrame] = []
         self._accepted_epoch = 0
         self._pending_bytes = 0
@@ -218,7 +220,9 @@ class SetReceiver:
     # --- a connection -----------------------------------------------------------------------------------
 
     async def _converse(self, channel: Channel) -> None:
-        reason = self._closed or self.failure or self.hindrance
+        if self.no_room is not None:
+            await self._look_for_room()
+        reason = self._closed or self.failure or self.hindrance or self.no_room
         if reason is not None:
             await refuse(channel, reason, RefusalCode.FENCED if self._closed else RefusalCode.FAULT)
             return
@@ -235,6 +239,14 @@ class SetReceiver:
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
+
+    async def _look_for_room(self) -> None:
+        """Before sets are asked for: a pair must not be in step in one moment and broken in the next."""
+        try:
+            await trio.to_thread.run_sync(self._journal.look_for_room)
+            self.no_room = None
+        except JournalError as error:
+            self.no_room = str(error)
 
     async def _take_forever(self, channel: Channel) -> None:
         while True:
@@ -275,6 +287,8 @@ class SetReceiver:
     def _take_one(self, frame: Frame) -> None:
         if frame.type not in SET_TYPES:
             raise RemoteProtocolError(f"a {frame.type.name} frame on a connection for sets")
+        if self.no_room is not None:
+            raise JournalError(self.no_room)
         checked = self._journal.check(frame)
         self._pending.append(checked)
         self._pending_bytes += len(frame.body)
@@ -346,12 +360,13 @@ class SetReceiver:
                 continue
             batch, self._pending, self._pending_bytes = self._pending, [], 0
             self._storing = True
+            refusal: str | None = None
             try:
                 whole = await trio.to_thread.run_sync(self._store, batch)
                 self._held.extend(self._keep(batch))
             except JournalError as error:
+                refusal, whole = str(error), []
                 self._store_failed(error, batch)
-                whole = []
             finally:
                 self._storing = False
             if whole:
@@ -359,6 +374,8 @@ class SetReceiver:
                 self.durable = whole[-1].head.after
                 self.follows = self._channel is not None and self.durable != NOWHERE
             self._notify(positions=bool(whole))
+            if refusal is not None:
+                await self._refuse(refusal)
 
     def _keep(self, batch: Sequence[CheckedFrame]) -> list[list[Frame] | None]:
         """The frames of each set that is whole with this batch; None for one that takes too much memory."""
@@ -390,8 +407,12 @@ class SetReceiver:
         self._unapplied_bytes -= sum(head.data_bytes for head in lost)
         self._pending, self._pending_bytes = [], 0
         self.failure = self._journal.failure
+        self.no_room = None if self.failure is not None else str(error)
+
+    async def _refuse(self, sentence: str) -> None:
+        """End the conversation, with the reason: it is for the operator, who reads the writer's status."""
         if self._channel is not None:
-            self._channel.close(str(error))
+            await refuse(self._channel, sentence, RefusalCode.FAULT)
 
     # --- the area ---------------------------------------------------------------------------------------
 
@@ -451,9 +472,8 @@ class SetReceiver:
     async def _hindered(self, sentence: str) -> None:
         """The sets are safe in the journal, and applying them again is right: wait for room in the area."""
         self.hindrance = sentence
-        if self._channel is not None:
-            self._channel.close(sentence)
         self._notify()
+        await self._refuse(sentence)
         await trio.sleep(RETRY_SECONDS)
 
     def _apply_sets(

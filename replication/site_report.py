@@ -70,8 +70,10 @@ def _faults(part: Part) -> list[str]:
     """What an operator must put right."""
     if isinstance(part, WriterPart) and part.fault is not None:
         return [part.fault]
-    if isinstance(part, FollowPart) and (fault := part.receiver.failure or part.receiver.hindrance):
-        return [fault]
+    if isinstance(part, FollowPart):
+        receiver = part.receiver
+        fault = receiver.failure or receiver.hindrance or receiver.no_room
+        return [fault] if fault else []
     if isinstance(part, AwayPart) and part.faulty:
         return [part.sentence]
     return []

@@ -177,6 +177,41 @@ async def test_an_area_without_room_is_written_again_when_there_is_room(
     assert [target.area.read(block * BLOCK, 1) for block in (1, 2, 3)] == [b"\1", b"\2", b"\3"]
 
 
+async def test_a_full_disk_under_the_journal_is_told_to_the_writer_until_there_is_room(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name, at once and at each further connection, before any set is asked for."""
+    target = Target(random.Random(seed), Position(1, 0))
+    write, full = target.files.write, True
+
+    def writing(name: str, offset: int, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(name, offset, buffers)
+
+    async with receiving(target) as (far, receiver), trio.open_nursery() as nursery:
+        await far.first_report()
+        await send(far, 1, 1)
+        await far.wait_durable(Position(1, 1))
+        monkeypatch.setattr(target.files, "write", writing)
+        await send(far, 2, 2)
+        with pytest.raises(PeerRefused, match="No space left on device"):
+            await far.wait_durable(Position(1, 2))
+        assert "No space left on device" in str(receiver.no_room)
+        for _ in range(2):
+            async with connected(receiver, nursery) as again:
+                with pytest.raises(PeerRefused, match="No space left on device"):
+                    await again.first_report()
+        full = False
+        async with connected(receiver, nursery) as last:
+            assert await last.first_report() == Position(1, 1)
+            assert receiver.no_room is None
+            await send(last, 2, 2)
+            await last.wait_durable(Position(1, 2))
+        await applied(receiver, 2)
+    assert "room" not in target.files.files
+
+
 async def test_an_older_epoch_is_refused(seed: int) -> None:
     target = Target(random.Random(seed), Position(1, 0))
     async with receiving(target, epoch=2, our_epoch=1) as (far, receiver):

@@ -2,18 +2,21 @@
 
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.system.kills import Campaign, Found, TakeOvers, Toll
+from tests.system.kills import PATIENCE_SECONDS, Campaign, Found, TakeOvers, Toll
 from tests.system.namespaces import Disk, NetGround
 from tools.demo.stage import SITES
+from tools.errors import Failure
 
 LONGEST_SECONDS: Final = 6.0  # of a fault: some times what a site may be silent
 SLOW_RATE: Final = "4mbit"
+FULL_DISK: Final = re.compile(r"No space left|no room|\(full\)")
 DAMAGED_BLOCKS: Final = 200
 BLOCK: Final = 4096
 
@@ -120,15 +123,26 @@ class NetCampaign(TakeOvers):
     # -- disks
 
     def full(self) -> Found:
-        """The disk of a site has no room left, for a while."""
+        """The disk of a site has no room left, for a while, and until somebody says so."""
         assert self.disk is not None
+        known, errors = self.told_of_full_disk(), self.ground.errors()
         self.ground.start_load()
         until = time.monotonic() + self.chance.uniform(1.0, LONGEST_SECONDS)
-        while time.monotonic() < until:
+        latest = time.monotonic() + PATIENCE_SECONDS
+        felt = False
+        while time.monotonic() < until or not felt:
+            if time.monotonic() > latest:
+                raise Failure("the disk is full, and nobody says so")
             self.disk.fill()
             time.sleep(0.1)
+            felt = felt or self.told_of_full_disk() > known or self.ground.errors() > errors
         self.disk.free()
         return self.healed()
+
+    def told_of_full_disk(self) -> int:
+        """How many changes of a pair were because of a full disk, by the record of the sites that answer."""
+        told = self.ground.trisite("events", codes=(0, 4))
+        return sum(bool(FULL_DISK.search(line)) for line in told.splitlines())
 
     def damaged(self) -> Found:
         """Blocks of a secondary change while its daemon is down: verify tells; an empty disk is filled."""
