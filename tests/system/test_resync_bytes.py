@@ -6,6 +6,7 @@ is away for longer than the queue lasts. The bytes are those that the network ca
 short test does the same with a small file.
 """
 
+import json
 import os
 import random
 import time
@@ -84,7 +85,7 @@ def measure(ground: NetGround, seed: int, size: Size) -> dict[str, float]:
     )
     shares: dict[str, float] = {}
     for site in ("sync", "async"):
-        before, began = ground.network.carried(site), time.monotonic()
+        before, began, lost = ground.network.carried(site), time.monotonic(), broken_off(ground, site)
         if site == "sync":
             ground.trisite("pair", "resync", "primary,sync")
         else:
@@ -93,8 +94,18 @@ def measure(ground: NetGround, seed: int, size: Size) -> dict[str, float]:
         took = time.monotonic() - began
         carried = ground.network.carried(site) - before
         shares[site] = carried / distinct
-        print(f"site {site}: {carried:,} bytes carried, {shares[site]:.3f} of them, {took:.0f} s")
+        print(
+            f"site {site}: {carried:,} bytes carried, {shares[site]:.3f} of them, {took:.0f} s, "
+            f"broken off {broken_off(ground, site) - lost} times"
+        )
     return shares
+
+
+def broken_off(ground: NetGround, site: str) -> int:
+    """How often the writer has lost its connection to a site: each time a copy begins anew."""
+    lines = ground.trisite("events", "--json").splitlines()
+    found = [json.loads(line) for line in lines]
+    return sum((one["at_site"], one["to"], one["cause"]) == ("primary", site, "unreachable") for one in found)
 
 
 def in_step(ground: NetGround, site: str) -> bool:
