@@ -32,6 +32,7 @@ import trio
 
 from jfs import fuse_wire as wire
 from jfs import in_place
+from jfs.busy_wait import BusyWait
 from jfs.device import Buffer
 from jfs.errors import NoSpace
 from jfs.fuse_gate import Gate
@@ -52,6 +53,8 @@ _LARGEST_REQUEST: Final = (1 << 20) + 4096
 _INIT_SECONDS: Final = 5.0
 _TURN_SECONDS: Final = 0.001
 """Requests are answered one after the other for this long, then others in this process have a turn."""
+_AWAKE_SECONDS: Final = 150e-6
+"""An application that makes one request after the other has the next one ready within this."""
 _JOINED_BYTES: Final = 8192
 """An answer up to this size is joined to its header."""
 _UNHEARD: Final = suppress(OSError)
@@ -101,6 +104,7 @@ class Door:
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._nursery: trio.Nursery | None = None
         self._in_place = in_place.current()
+        self._busy = BusyWait(_AWAKE_SECONDS)
         self._gone = trio.Event()
         self._syncs: list[tuple[int, tuple[int, bool]]] = []
         self._writes: list[tuple[int, int, int]] = []
@@ -155,7 +159,7 @@ class Door:
         turn = monotonic()
         while True:
             if place is not None and not (self._syncs or self._writes):
-                place.wait(kernel)  # and try in any case
+                place.wait(kernel, self._busy)  # and try in any case
             try:
                 request = os.read(kernel, _LARGEST_REQUEST)
             except BlockingIOError:

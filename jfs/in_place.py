@@ -6,6 +6,8 @@ together with everything that the loop waits for: if anything else comes first, 
 are as late as they are in the loop, a millisecond; those set by a task that has not waited since, at most by
 TURN_SECONDS.
 
+Where what comes is expected within moments, the wait stays awake for them (`busy_wait`).
+
 Only a process that begins its run with an InPlace waits so. Without one (in tests, in the simulation, in
 commands) `current()` is None and every wait is the loop's.
 """
@@ -21,6 +23,8 @@ from typing import Any, Final, TypeVar, cast
 
 import trio
 
+from jfs.busy_wait import CROWDED_SECONDS, PAUSE_FACTOR, PAUSE_SECONDS, BusyWait, Processors
+
 __all__ = ["InPlace", "QuickLock", "current", "noticing"]
 
 T = TypeVar("T")
@@ -28,6 +32,8 @@ T = TypeVar("T")
 TURN_SECONDS: Final = 0.01
 """After this long without one, the loop has a turn whatever comes."""
 _MOST_POLLS: Final = 32
+_LOOKS: Final = 6
+"""A wait that stays awake looks so often, some 10 microseconds long, before it asks who else wants to run."""
 
 _current: trio.lowlevel.RunVar["InPlace | None"] = trio.lowlevel.RunVar("in_place", None)
 
@@ -104,7 +110,9 @@ class QuickLock:
 class InPlace(trio.abc.Instrument):
     """Made before trio.run, which gets it as an instrument; `begin` is called inside."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stays_awake: bool = False) -> None:
+        """`stays_awake`: waits that are given a BusyWait may use it."""
+        self._processors = Processors() if stays_awake else None
         self._others = event_polls()
         self._loop: int | None = None
         self._runnable = 0
@@ -145,15 +153,44 @@ class InPlace(trio.abc.Instrument):
         """Whether a task may work on without giving the loop a turn: nobody else can run, no timer is due."""
         return self._seconds_left() > 0
 
-    def wait(self, descriptor: int) -> bool:
+    def wait(self, descriptor: int, busy: BusyWait | None = None) -> bool:
         """Wait until `descriptor` is readable; False when something else wants the thread. Then the caller
-        waits by the loop.
+        waits by the loop. With `busy` it may stay awake meanwhile.
         """
         left = self._seconds_left()
         if left <= 0:
             return False
         poll = self._polls.get(descriptor) or self._new_poll(descriptor)
-        return descriptor in dict(poll.poll(left * 1000))
+        if busy is None or self._processors is None:
+            return descriptor in dict(poll.poll(left * 1000))
+        began = monotonic()
+        found = self._look(poll, busy, self._processors, began, left)
+        if not found:
+            found = poll.poll(max(0.0, began + left - monotonic()) * 1000)
+        busy.ended(monotonic() - began)
+        return descriptor in dict(found)
+
+    @staticmethod
+    def _look(
+        poll: select.poll, busy: BusyWait, processors: Processors, now: float, left: float
+    ) -> list[tuple[int, int]]:
+        """Look whether anything came, as long as `busy` says and while there is a processor for everybody."""
+        end = now + min(left, busy.awake_seconds(now))
+        while now < end:
+            if not processors.are_enough():
+                busy.crowded(now, PAUSE_SECONDS)
+                break
+            for _ in range(_LOOKS):
+                found = poll.poll(0)
+                if found:
+                    return found
+                before = monotonic()
+                os.sched_yield()  # to one that waits for this very processor; at once, if there is none
+                now = monotonic()
+                if now - before > CROWDED_SECONDS:
+                    busy.crowded(now, PAUSE_FACTOR * (now - before))
+                    return []
+        return []
 
     def _seconds_left(self) -> float:
         """Until the loop must have a turn."""

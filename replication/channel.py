@@ -15,6 +15,7 @@ from typing import Final, TypeVar, cast
 import trio
 
 from jfs import in_place
+from jfs.busy_wait import BusyWait
 from replication.errors import (
     ChannelClosed,
     LocalProtocolError,
@@ -70,6 +71,8 @@ class Channel:
         """Measured by the latest PING that was answered."""
         self._sock = sock
         self._in_place = in_place.current()
+        self.busy: BusyWait | None = None
+        """Set by who expects the next frame within moments: waits in place may stay awake for it."""
         self._decoder = Decoder()
         self._ready: deque[Frame] = deque()
         self._failure: PeerUnreachable | PeerRefused | RemoteProtocolError | None = None
@@ -218,7 +221,7 @@ class Channel:
         place = self._in_place
         if self._failure is not None:
             raise self._failure
-        if self._ready or place is None or not place.wait(self._sock.fileno()):
+        if self._ready or place is None or not place.wait(self._sock.fileno(), self.busy):
             return []
         try:
             self._take(self._sock.recv_into(self._read_buffer))
@@ -240,7 +243,7 @@ class Channel:
 
     async def _fill(self) -> bool:
         """Read what has arrived into the decoder (or the TLS object); True if that had to be waited for."""
-        waited = self._in_place is not None and self._in_place.wait(self._sock.fileno())
+        waited = self._in_place is not None and self._in_place.wait(self._sock.fileno(), self.busy)
         while True:
             try:
                 count = self._sock.recv_into(self._read_buffer)

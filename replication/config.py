@@ -90,6 +90,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     far_limit_bytes_per_second: int | None = None
     far_compression: Compression = "none"
     plain: bool = False
+    busy_wait: bool = True
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +143,7 @@ class _RawOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     far_limit_bytes_per_second: str | int | None = None
     far_compression: Compression = "none"
     plain: bool = False
+    busy_wait: bool = True
 
 
 class _RawSites(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -231,6 +233,7 @@ def parse(text: str, path: Path) -> Config:
             ),
             far_compression=raw.options.far_compression,
             plain=raw.options.plain,
+            busy_wait=raw.options.busy_wait,
         ),
     )
     check(config)

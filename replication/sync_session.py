@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from jfs.busy_wait import BusyWait
 from jfs.errors import DeviceError
 from replication.bodies import (
     COPY_BEGIN,
@@ -47,6 +48,8 @@ __all__ = ["ReceivingArea", "ReceivingPositions", "SyncSession"]
 
 RECORD_SECONDS: Final = 0.02
 """Pause between two records of what is durable: what a crash of this host may make it forget that it has."""
+AWAKE_SECONDS: Final = 500e-6
+"""An application that waits for each write makes the next one within this, of a writer close by."""
 _DIGESTS_A_FRAME: Final = 65536
 _ENTRIES: Final = frozenset({FrameType.WRITE, FrameType.DISCARD, FrameType.MARKER, FrameType.BARRIER})
 _Buffer = bytes | bytearray | memoryview
@@ -79,6 +82,7 @@ class SyncSession:
 
     def __init__(self, receiver: "SyncReceiver", channel: Channel, hello: Hello, roles: Roles) -> None:
         self.channel = channel
+        channel.busy = BusyWait(AWAKE_SECONDS)
         self.finished = trio.Event()
         self._receiver = receiver
         self._area = receiver.area

@@ -7,6 +7,7 @@ from typing import Final, Protocol
 import trio
 import xxhash
 
+from jfs.busy_wait import BusyWait
 from jfs.errors import CorruptionError, DeviceError
 from replication.bodies import (
     COPY_BEGIN,
@@ -33,6 +34,8 @@ from vsap.entry import BARRIER, DISCARD, WRITE, Entry, decode_marker
 
 __all__ = ["Readable", "Source", "SyncStream", "encode_entry"]
 
+AWAKE_SECONDS: Final = 300e-6
+"""A secondary close by, with a quick disk, answers within this after the flush of this site."""
 _CATCH_UP_BYTES: Final = 1 << 20
 _RESERVE_BYTES: Final = 4 << 20
 """Room in the channel that one step of `pump` may use."""
@@ -122,6 +125,7 @@ class SyncStream:
         `copy_from` begins a copy; it is called when the queue no longer holds what the secondary lacks.
         """
         self.channel = channel
+        channel.busy = BusyWait(AWAKE_SECONDS)
         self.sent = sent
         self.answered = 0
         """The newest RECEIVED of this connection; while a copy is under way it counts for nothing yet."""

@@ -120,7 +120,7 @@ def serve_mount(config: Config, site: SiteName, mountpoint: str, options: MountO
     # The record is there before the mount point is: whoever sees the one and unmounts it finds the other.
     begun = partial(background.write_record, directory, place, site)
     try:
-        run_serving(serve, config, site, place, options, begun, mounted)
+        run_serving(serve, config, site, place, options, begun, mounted, busy_wait=config.options.busy_wait)
     except BaseException as error:
         sentence, code = explain(error)
         ready.failed(sentence, code)

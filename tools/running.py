@@ -29,9 +29,13 @@ def run_trio(work: Callable[[*Arguments], Awaitable[Result]], *arguments: *Argum
     return trio.run(work, *arguments)
 
 
-def run_serving(work: Callable[[*Arguments], Awaitable[Result]], *arguments: *Arguments) -> Result:
-    """`run_trio` for the two commands that stay: their answers wait in place where they can."""
-    place = InPlace()
+def run_serving(
+    work: Callable[[*Arguments], Awaitable[Result]], *arguments: *Arguments, busy_wait: bool
+) -> Result:
+    """`run_trio` for the two commands that stay: their answers wait in place where they can, with `busy_wait`
+    awake for a moment.
+    """
+    place = InPlace(stays_awake=busy_wait)
 
     async def run() -> Result:
         place.begin()

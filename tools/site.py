@@ -24,7 +24,10 @@ def site(name: SiteName, /, *, config: ConfigOption = None) -> int:
     log_to_standard_error()
     keep_freed_memory()
     try:
-        run_serving(partial(run_site, loaded, name, ready=lambda: tell_ready(loaded, name)))
+        run_serving(
+            partial(run_site, loaded, name, ready=lambda: tell_ready(loaded, name)),
+            busy_wait=loaded.options.busy_wait,
+        )
     except SiteError as error:
         raise Failure(str(error), ExitCode.REFUSED) from error
     return ExitCode.OK

@@ -1,5 +1,7 @@
 """Waiting in place: what comes is seen without a turn of the loop; nobody who needs one is kept from it."""
 
+import os
+import select
 import socket
 import threading
 import time
@@ -10,6 +12,7 @@ import trio
 import trio.testing
 
 from jfs import in_place
+from jfs.busy_wait import CROWDED_SECONDS, PAUSE_FACTOR, PAUSE_SECONDS, BusyWait, Processors
 from jfs.in_place import InPlace, QuickLock, noticing
 
 
@@ -73,6 +76,138 @@ def test_what_comes_is_seen_without_a_turn(pair: tuple[socket.socket, socket.soc
         assert turns.count == before
 
     run(work)
+
+
+class Awake(BusyWait):
+    """Stays awake for a minute, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(60.0)
+        self.waits = 0
+        self.pauses: list[float] = []
+
+    def awake_seconds(self, now: float) -> float:
+        return 60.0
+
+    def ended(self, seconds: float) -> None:
+        self.waits += 1
+
+    def crowded(self, now: float, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+
+class Asked(Processors):
+    """Says whether there are enough; something comes at the second question."""
+
+    def __init__(self, there: socket.socket, enough: bool) -> None:
+        self.there, self.enough, self.asked = there, enough, 0
+
+    def are_enough(self) -> bool:
+        self.asked += 1
+        if self.asked == (2 if self.enough else 1):
+            self.there.send(b"x")
+        return self.enough
+
+
+@pytest.fixture
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The times that a wait asked the kernel to let it sleep, in ms."""
+    asked: list[float] = []
+
+    class Poll:
+        def __init__(self) -> None:
+            self._poll = poll()
+
+        def register(self, descriptor: int, events: int) -> None:
+            self._poll.register(descriptor, events)
+
+        def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+            if milliseconds:
+                asked.append(milliseconds)
+            return self._poll.poll(milliseconds)
+
+    poll = select.poll
+    monkeypatch.setattr(select, "poll", Poll)
+    return asked
+
+
+@pytest.fixture
+def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long others have the processor, nobody is said to compute."""
+    monkeypatch.setattr(in_place, "CROWDED_SECONDS", 3600.0)
+
+
+@pytest.mark.usefixtures("patience", "nobody_else")
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_wait_stays_awake_while_there_is_a_processor_for_everybody(
+    pair: tuple[socket.socket, socket.socket], sleeps: list[float], enough: bool
+) -> None:
+    here, there = pair
+    place = InPlace(stays_awake=True)
+    busy, asked = Awake(), Asked(there, enough)
+    place._processors = asked
+
+    async def main() -> None:
+        place.begin()
+        await settle()
+        sleeps.clear()
+        assert place.wait(here.fileno(), busy)
+        assert bool(sleeps) is not enough
+        assert asked.asked == (2 if enough else 1)
+        assert busy.waits == 1
+        assert busy.pauses == ([] if enough else [PAUSE_SECONDS])
+
+    trio.run(main, instruments=[place])
+
+
+@pytest.mark.usefixtures("patience")
+def test_one_that_computes_on_the_same_processor_ends_the_wait_awake(
+    pair: tuple[socket.socket, socket.socket], sleeps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair
+    place = InPlace(stays_awake=True)
+    busy = Awake()
+    asked = Asked(there, enough=True)
+    asked.asked = 100  # nothing comes by it
+    place._processors = asked
+
+    def gave_way() -> None:
+        there.send(b"x")
+        began = time.monotonic()
+        while time.monotonic() - began <= CROWDED_SECONDS:
+            pass
+
+    monkeypatch.setattr(os, "sched_yield", gave_way)
+
+    async def main() -> None:
+        place.begin()
+        await settle()
+        sleeps.clear()
+        assert place.wait(here.fileno(), busy)
+        assert sleeps
+        assert busy.pauses
+        assert busy.pauses[0] >= PAUSE_FACTOR * CROWDED_SECONDS
+
+    trio.run(main, instruments=[place])
+
+
+@pytest.mark.usefixtures("patience", "nobody_else")
+def test_what_others_wait_for_ends_a_wait_awake(pair: tuple[socket.socket, socket.socket]) -> None:
+    here, _ = pair
+    other, sender = socket.socketpair()
+    place = InPlace(stays_awake=True)
+    place._processors = Asked(sender, enough=True)
+
+    async def main() -> None:
+        place.begin()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.wait_readable, other)
+            await settle()
+            assert not place.wait(here.fileno(), Awake())
+
+    with other, sender:
+        other.setblocking(False)
+        trio.run(main, instruments=[place])
 
 
 def test_one_that_can_run_has_its_turn(pair: tuple[socket.socket, socket.socket]) -> None:

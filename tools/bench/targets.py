@@ -91,10 +91,15 @@ def fuse2fs(place: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def trisite_sites(place: Path) -> Iterator[Stage]:
-    """A trisite volume with its three sites on this machine, as `trisite init` leaves it, not mounted."""
+def trisite_sites(place: Path, change: Callable[[Path], None] | None = None) -> Iterator[Stage]:
+    """A trisite volume with its three sites on this machine, as `trisite init` leaves it, not mounted.
+
+    `change` may change the configuration before it is used.
+    """
     with Stage(place / "trisite") as stage:
         stage.trisite("init", str(stage.directory), "--size", VOLUME_SIZE, config=False)
+        if change is not None:
+            change(stage.config)
         for site in SITES:
             stage.start_site(site)
         stage.trisite("mkfs")
@@ -102,9 +107,9 @@ def trisite_sites(place: Path) -> Iterator[Stage]:
 
 
 @contextmanager
-def trisite(place: Path) -> Iterator[Stage]:
+def trisite(place: Path, change: Callable[[Path], None] | None = None) -> Iterator[Stage]:
     """The same, mounted."""
-    with trisite_sites(place) as stage:
+    with trisite_sites(place, change) as stage:
         stage.mount("primary")
         yield stage
         stage.unmount()
