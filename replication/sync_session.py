@@ -46,8 +46,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ReceivingArea", "ReceivingPositions", "SyncSession"]
 
-RECORD_SECONDS: Final = 0.02
-"""Pause between two records of what is durable: what a crash of this host may make it forget that it has."""
+RECORD_SECONDS: Final = 0.05
+"""Pause between two records of what is durable: what a crash of this host may make it forget that it has. Not
+longer than what the far site has stays in the writer's queue (`shipper.TRIM_SECONDS`), which sends it again.
+"""
 AWAKE_SECONDS: Final = 500e-6
 """An application that waits for each write makes the next one within this, of a writer close by."""
 _DIGESTS_A_FRAME: Final = 65536
