@@ -325,11 +325,15 @@ class FinishMount(ControlRequest[FinishReply], frozen=True, kw_only=True):
 
 
 class DrainReply(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the far site has everything up to the sequence asked for, durable and applied."""
+    """Whether the far site has everything up to the sequence asked for, durable and applied.
+
+    `stopped`: it will not have it by waiting, somebody suspended or deleted the pair.
+    """
 
     drained: bool
     durable_sequence: int
     sentence: str
+    stopped: bool = False
 
 
 class Drain(ControlRequest[DrainReply], frozen=True, kw_only=True):

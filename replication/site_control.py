@@ -49,7 +49,7 @@ from replication.levelling import IDLE
 from replication.pair import ASKED, Kind, State
 from replication.ranges import intersect, normalise
 from replication.returning import keep_own_writes
-from replication.shipper import Shipper
+from replication.shipper import STOPPED_STATES, Shipper
 from replication.site_listing import allocated_of, listing_of
 from replication.site_parts import FollowPart, SyncPart, WriterPart
 from replication.site_report import report_of
@@ -233,6 +233,7 @@ class Control:
             drained=durable >= request.sequence and applied >= request.sequence,
             durable_sequence=durable,
             sentence=f"durable up to {durable} and applied up to {applied} of {request.sequence}",
+            stopped=part.shipper is not None and part.shipper.pair.state in STOPPED_STATES,
         )
 
     async def _pair(self, request: SetPair) -> Done:

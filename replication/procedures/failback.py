@@ -149,6 +149,12 @@ class Return:
             if answer.drained:
                 self._progress.note(f"durable and applied up to sequence {self._sequence}")
                 return
+            if answer.stopped:
+                self._progress.pending(
+                    f"the pair from site {self._roles.writer} to site async was stopped; site async gets the "
+                    "rest from the primary site"
+                )
+                return
             self._progress.progress("drain", answer.sentence)
             alive = await request_if_there(self._config, "async", GetStatus(), 2.0)
             if isinstance(alive, str):

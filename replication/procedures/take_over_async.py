@@ -1,5 +1,7 @@
 """Take over at the async site, with what it has (figure 13) or, by way of sync, with all (figure 14)."""
 
+from typing import Final
+
 import trio
 
 from replication.config import Config
@@ -7,7 +9,19 @@ from replication.control import Adopt, Drain, FinishMount, GetStatus, Promote, P
 from replication.procedures.plan import Plan, Survey
 from replication.procedures.results import FailoverResult, ProcedureRefused, as_of_fields
 from replication.procedures.running import POLL_SECONDS, Progress, demand, request_if_there
-from replication.procedures.take_over_sync import promote_sync, result_of, tell_others, wait_level
+from replication.procedures.take_over_sync import (
+    pair_is_stopped,
+    promote_sync,
+    result_of,
+    tell_others,
+    wait_level,
+)
+
+STOPPED: Final = (
+    "the pair from site sync to site async is stopped, so site async does not become level; resume it with "
+    "`trisite pair resync sync,async` (or create it, if it was deleted) and run the command again, or stay "
+    "at site sync with `trisite failover --to sync`"
+)
 
 
 async def take_over_at_async(
@@ -54,6 +68,8 @@ async def _by_sync(config: Config, plan: Plan, survey: Survey, progress: Progres
     with progress.step("recovery copy"):
         recovery, report = await wait_level(config, promoted.roles, survey, progress)
     if recovery != "done":
+        if pair_is_stopped(report):
+            raise ProcedureRefused(STOPPED, 1)
         raise ProcedureRefused(
             "site async went away during the recovery copy; site sync writes meanwhile, "
             "run the command again once site async answers",
@@ -91,6 +107,8 @@ async def _drained(config: Config, sequence: int) -> None:
         answer = await demand(config, "sync", Drain(sequence=sequence))
         if answer.drained:
             return
+        if answer.stopped:
+            raise ProcedureRefused(STOPPED, 1)
         alive = await request_if_there(config, "async", GetStatus(), 2.0)
         if isinstance(alive, str):
             raise ProcedureRefused(

@@ -15,6 +15,7 @@ from replication.control import (
     PromoteReply,
     SiteReport,
 )
+from replication.pair import Kind, State
 from replication.procedures.plan import Plan, Survey
 from replication.procedures.results import FailoverResult
 from replication.procedures.running import (
@@ -69,6 +70,16 @@ def is_level(copy: CopyReport | None) -> bool:
     return copy is not None and copy.level
 
 
+def pair_is_stopped(report: SiteReport) -> bool:
+    """Whether somebody suspended or deleted the pair from the reporting writer to site async."""
+    epoch = report.roles.epoch if report.roles is not None else 0
+    return any(
+        (pair.kind, pair.source, pair.target, pair.epoch) == (Kind.ASYNC, report.site, "async", epoch)
+        and pair.state in {State.SUSPEND, State.SIMPLEX}
+        for pair in report.pairs
+    )
+
+
 async def wait_level(
     config: Config, roles: Roles, survey: Survey, progress: Progress
 ) -> tuple[Literal["done", "pending"], SiteReport]:
@@ -87,6 +98,9 @@ async def wait_level(
             return "done", report
         if "async" not in survey.reports:
             progress.pending("site async is away; the copy begins by itself when it answers")
+            return "pending", report
+        if pair_is_stopped(report):
+            progress.pending("the pair to site async is stopped; the copy begins when it is resumed")
             return "pending", report
         if copy != seen:
             seen, stuck_since = copy, trio.current_time()

@@ -241,6 +241,35 @@ def test_a_power_cut_after_the_return_takes_nothing_that_came_by_levelling(base:
     tell(base, story)
 
 
+def test_no_command_waits_for_a_pair_that_somebody_suspended(base: Path) -> None:
+    """It waited for ever for the far site to have everything, with the volume unmounted (seed 9000273)."""
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        config = cluster.world.config
+        cluster.world.hosts["primary"].kill("mount")
+        assert isinstance(await take_over(cluster, checkers, "sync", "sync"), FailoverResult)
+        cluster.start_mount("sync")
+        await trio.sleep(2)
+        suspend = SetPair(target="async", action="suspend")
+        await cluster.operate("sync", "suspend", lambda: ask_site(config, "sync", suspend))
+        cluster.work_hard(0.3)
+        await trio.sleep(3)
+        with trio.fail_after(60):
+            refused = await take_over(cluster, checkers, "async", "sync", accept_loss=True)
+            assert isinstance(refused, ProcedureRefused)
+            assert "trisite pair resync sync,async" in refused.sentence
+            again = await take_over(cluster, checkers, "sync", "sync")
+            assert isinstance(again, FailoverResult)
+            assert again.recovery == "pending"
+            with checkers.command("primary") as outcome:
+                outcome.append(await cluster.operate("primary", "failback", lambda: failback(config)))
+        assert isinstance(outcome[0], FailbackResult)
+        await trio.sleep(10)
+        assert checkers.pairs["async", "primary", "async"] == "Duplex"
+
+    tell(base, story)
+
+
 def test_a_site_that_answers_for_another_volume_learns_no_roles(base: Path) -> None:
     """Its refused connections told it the roles of this volume, and it took them over."""
 
