@@ -18,6 +18,8 @@ from jfs.device import FileDevice
 from jfs.errors import CorruptionError, DeviceError
 from replication.config import SiteName
 from replication.listing import list_allocated
+from replication.procedures import commands
+from replication.procedures.plan import Plan, Survey
 from replication.procedures.results import FailoverResult, ProcedureRefused
 from replication.roles import Roles, role_of
 from replication.set_receiver import SetReceiver
@@ -134,6 +136,8 @@ class Checkers:
         """Commands under way that make a site the writer."""
         self.unknown: dict[tuple[int, SiteName], bool] = {}
         """(epoch, writer) of commands that nobody knows to have failed, and whether they accepted loss."""
+        self.only_strangers: set[int] = set()
+        """Epochs that commands asked for to which no site of this volume had answered."""
         self.began: set[int] = set()
         """Epochs whose writer has its roles on record."""
         self.lossy: set[int] = set()
@@ -233,11 +237,19 @@ class Checkers:
             self.cluster.violate(f"the daemon of another volume at site {site} {what}")
         return self.world.hosts[site].stranger
 
+    def planned(self, plan: Plan, survey: Survey) -> None:
+        """A command has looked at the sites, and made its plan."""
+        if all(self.world.hosts[site].stranger for site in survey.reports):
+            self.only_strangers.add(plan.roles.epoch + 1)
+
     # --- what the product does
 
     def adopted(self, roles: Roles) -> None:
         """A site has new roles on record."""
         site = self.here()
+        if self.world.hosts[site].stranger and roles.epoch in self.only_strangers:
+            self.cluster.counts["another volume promoted, where nobody else answered"] += 1
+            return
         if self.is_stranger(site, f"took part in epoch {roles.epoch}"):
             return
         named = (roles.epoch, roles.writer)
@@ -406,7 +418,7 @@ class Checkers:
 def watching(checkers: Checkers) -> Iterator[None]:
     """Tell the checkers of what the product does, after it has done it."""
 
-    def after(owner: Any, name: str, tell: Callable[..., None]) -> None:  # noqa: ANN401
+    def after(owner: Any, name: str, tell: Callable[..., None]) -> None:
         real = getattr(owner, name)
         replaced.append((owner, name, real))
 
@@ -418,7 +430,8 @@ def watching(checkers: Checkers) -> Iterator[None]:
 
         setattr(owner, name, told)
 
-    replaced: list[tuple[type, str, Any]] = []
+    replaced: list[tuple[Any, str, Any]] = []
+    after(commands, "plan_failover", lambda plan, survey, *a, **k: checkers.planned(plan, survey))
     after(SiteState, "adopt", lambda done, _, roles: checkers.adopted(roles) if done else None)
     after(EntryQueue, "acknowledge_loss", lambda _, queue: checkers.loss_acknowledged(queue))
     after(EntryQueue, "append_batch", lambda _, queue, entries, *a, **k: checkers.entered(queue, entries))
