@@ -201,13 +201,14 @@ class PromoteReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Promote(ControlRequest[PromoteReply], frozen=True, kw_only=True):
-    """Become the writer of `epoch`; the site itself says from which sequence on. Asking again changes
-    nothing. `over_fork`: it writes already, and another site does in an epoch of the same number.
+    """Become the writer of `epoch` of the volume; the site itself says from which sequence on. Asking again
+    changes nothing. `over_fork`: it writes already, and another site does in an epoch of the same number.
     """
 
     method = "promote"
     changes = True
     reply = PromoteReply
+    volume: str
     epoch: int
     async_to: SiteName | None
     drained_sequence: int | None = None
@@ -221,11 +222,12 @@ class AdoptReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Adopt(ControlRequest[AdoptReply], frozen=True, kw_only=True):
-    """Take over these roles if their epoch is newer; the site is re-wired before the reply."""
+    """Take over these roles of the volume if their epoch is newer; the site is re-wired before the reply."""
 
     method = "adopt"
     changes = True
     reply = AdoptReply
+    volume: str
     roles: Roles
 
 

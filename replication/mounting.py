@@ -318,7 +318,8 @@ async def check_roles(place: Place) -> Roles:
 async def _adopt_here(place: Place, roles: Roles) -> None:
     """Through the daemon of this site if it runs, so that it plays its new part at once."""
     try:
-        await ask_site(place.config, place.site, Adopt(roles=roles), caller=place.site)
+        request = Adopt(volume=str(place.volume.uuid), roles=roles)
+        await ask_site(place.config, place.site, request, caller=place.site)
     except (PeerUnreachable, PeerRefused, RemoteProtocolError, ControlError, ConfigurationError):
         place.state.adopt(roles)
 

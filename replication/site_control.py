@@ -95,6 +95,7 @@ class Control:
     async def handle(self, request: ControlRequest[Any], confirm: Confirm) -> Any:  # noqa: ANN401 - it depends on the request
         """The reply to a request; ControlError in one sentence when the site will not or cannot."""
         if isinstance(request, Promote):  # which has much to do before it changes anything
+            self._expect_volume(request.volume)
             return await promote(self._site, request, confirm)
         if request.changes:
             await confirm()
@@ -128,9 +129,18 @@ class Control:
         await site.create(identity, request.roles, blank=request.blank)
         return Done()
 
+    def _expect_volume(self, uuid: str) -> None:
+        """Another directory may have been put in place of the one that a command has looked at."""
+        site, identity = self._site, self._site.state.identity
+        if identity is None:
+            raise ControlError(f"site {site.name} has no volume yet", "no-volume")
+        if uuid != str(identity.uuid):
+            raise ControlError(
+                f"site {site.name} holds volume {identity.uuid}, not {uuid[:36]}", "wrong-volume"
+            )
+
     async def _adopt(self, request: Adopt) -> AdoptReply:
-        if self._site.state.identity is None:
-            raise ControlError(f"site {self._site.name} has no volume yet", "no-volume")
+        self._expect_volume(request.volume)
         await self._site.adopt(request.roles)
         return AdoptReply(roles=self._site.roles)
 

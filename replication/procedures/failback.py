@@ -78,7 +78,7 @@ class Return:
         notes: list[str] = []
         for site in self._plan.targets:
             await self._make_anew(site)
-            await demand(self._config, site, Adopt(roles=self._roles))
+            await demand(self._config, site, Adopt(volume=self._survey.volume, roles=self._roles))
             request = ReportRanges(epoch=self._roles.epoch, after_sequence=self._roles.start_sequence)
             found = await demand(self._config, site, request, 600.0)
             self._returns[site] = found
@@ -163,12 +163,13 @@ class Return:
             await trio.sleep(POLL_SECONDS)
 
     async def _switch(self, roles: Roles, sites: tuple[SiteName, ...]) -> None:
+        request = Adopt(volume=self._survey.volume, roles=roles)
         for site in dict.fromkeys(sites):
             if site in {"primary", self._roles.writer}:
-                adopted = await demand(self._config, site, Adopt(roles=roles))
+                adopted = await demand(self._config, site, request)
                 raise_if_overtaken(site, adopted.roles, roles)
             else:
-                answer = await request_if_there(self._config, site, Adopt(roles=roles))
+                answer = await request_if_there(self._config, site, request)
                 if isinstance(answer, str):
                     self._progress.note(f"site {site} learns it when it is back: {answer}")
 

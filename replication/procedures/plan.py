@@ -37,6 +37,12 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
         known = [report.roles for report in self.reports.values() if report.roles is not None]
         return max(known, key=lambda roles: roles.epoch, default=None)
 
+    @property
+    def volume(self) -> str:
+        """The uuid of the volume that the sites hold (see `disagreement`); empty where none holds one."""
+        found = (report.volume.uuid for report in self.reports.values() if report.volume is not None)
+        return next(found, "")
+
     def forks(self) -> list[Roles]:
         """The roles of the newest epoch where sites know more than one of its number; empty: they agree."""
         newest = self.newest()

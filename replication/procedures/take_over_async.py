@@ -33,12 +33,15 @@ async def take_over_at_async(
     epoch = plan.roles.epoch if plan.roles.writer == "async" else plan.roles.epoch + 1
     with progress.step("promote async"):
         over_fork = plan.fork_epoch is not None
-        request = Promote(epoch=plan.fork_epoch or epoch, async_to=None, over_fork=over_fork)
+        request = Promote(
+            volume=survey.volume, epoch=plan.fork_epoch or epoch, async_to=None, over_fork=over_fork
+        )
         promoted = await demand(config, "async", request)
         progress.note(f"epoch {promoted.roles.epoch} from sequence {promoted.roles.start_sequence} on")
+    adopt = Adopt(volume=survey.volume, roles=promoted.roles)
     for site in ("sync", "primary"):
         if site in survey.reports:
-            await request_if_there(config, site, Adopt(roles=promoted.roles), 2.0)
+            await request_if_there(config, site, adopt, 2.0)
     return _result(promoted, progress)
 
 
@@ -63,7 +66,7 @@ def _result(promoted: PromoteReply, progress: Progress) -> FailoverResult:
 
 async def _by_sync(config: Config, plan: Plan, survey: Survey, progress: Progress) -> FailoverResult:
     """Bring async level with sync first; only then does it take over, so nothing that sync has is lost."""
-    promoted = await promote_sync(config, plan, progress)
+    promoted = await promote_sync(config, plan, survey, progress)
     await tell_others(config, promoted.roles, survey, progress)
     with progress.step("recovery copy"):
         recovery, report = await wait_level(config, promoted.roles, survey, progress)
@@ -83,9 +86,14 @@ async def _by_sync(config: Config, plan: Plan, survey: Survey, progress: Progres
         turned = await demand(
             config,
             "async",
-            Promote(epoch=promoted.roles.epoch + 1, async_to="sync", drained_sequence=finished.sequence),
+            Promote(
+                volume=survey.volume,
+                epoch=promoted.roles.epoch + 1,
+                async_to="sync",
+                drained_sequence=finished.sequence,
+            ),
         )
-        await request_if_there(config, "sync", Adopt(roles=turned.roles))
+        await request_if_there(config, "sync", Adopt(volume=survey.volume, roles=turned.roles))
     first = result_of(promoted, report, recovery, progress)
     return FailoverResult(
         writer=turned.roles.writer,

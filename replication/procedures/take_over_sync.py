@@ -34,7 +34,7 @@ DEAD_TARGET_SECONDS: Final = 6.0
 
 async def take_over_at_sync(config: Config, plan: Plan, survey: Survey, progress: Progress) -> FailoverResult:
     """Promote, let async follow, wait for the recovery copy; every step may have been taken before."""
-    promoted = await promote_sync(config, plan, progress)
+    promoted = await promote_sync(config, plan, survey, progress)
     await tell_others(config, promoted.roles, survey, progress)
     with progress.step("recovery copy"):
         recovery, report = await wait_level(config, promoted.roles, survey, progress)
@@ -43,12 +43,14 @@ async def take_over_at_sync(config: Config, plan: Plan, survey: Survey, progress
     return result_of(promoted, report, recovery, progress, named)
 
 
-async def promote_sync(config: Config, plan: Plan, progress: Progress) -> PromoteReply:
+async def promote_sync(config: Config, plan: Plan, survey: Survey, progress: Progress) -> PromoteReply:
     """The sync site becomes the writer, or says that it is already."""
     epoch = plan.roles.epoch if plan.roles.writer == "sync" else plan.roles.epoch + 1
     over_fork = plan.fork_epoch is not None
     with progress.step("promote"):
-        request = Promote(epoch=plan.fork_epoch or epoch, async_to="async", over_fork=over_fork)
+        request = Promote(
+            volume=survey.volume, epoch=plan.fork_epoch or epoch, async_to="async", over_fork=over_fork
+        )
         promoted = await demand(config, "sync", request)
         progress.note(f"epoch {promoted.roles.epoch} from sequence {promoted.roles.start_sequence} on")
     return promoted
@@ -58,11 +60,11 @@ async def tell_others(config: Config, roles: Roles, survey: Survey, progress: Pr
     """The async site adopts the roles; so does the primary, but only if its daemon was found alive."""
     if "async" in survey.reports:
         with progress.step("follow"):
-            answer = await request_if_there(config, "async", Adopt(roles=roles))
+            answer = await request_if_there(config, "async", Adopt(volume=survey.volume, roles=roles))
             if isinstance(answer, str):
                 progress.pending(f"site async learns it from site sync later: {answer}")
     if "primary" in survey.reports:
-        await request_if_there(config, "primary", Adopt(roles=roles), 2.0)
+        await request_if_there(config, "primary", Adopt(volume=survey.volume, roles=roles), 2.0)
 
 
 def is_level(copy: CopyReport | None) -> bool:

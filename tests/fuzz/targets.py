@@ -252,6 +252,7 @@ PARAMS: Final = {
     "roles": msgspec.to_builtins(ROLES), "uuid": "7f6a1c86-0d2f-4c38-9f7e-3a6f5d3c2b1a", "name": "home",
     "size_bytes": SIZE, "target": "async", "site": "sync", "async_to": "async", "at_rest": True,
     "kind": "async", "action": "suspend", "state": "Suspend", "since": 1, "reason": "because",
+    "volume": "7f6a1c86-0d2f-4c38-9f7e-3a6f5d3c2b1a",
 }  # fmt: skip
 CALLS: Final = [
     msgspec.json.encode(

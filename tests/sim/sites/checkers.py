@@ -418,7 +418,7 @@ class Checkers:
 def watching(checkers: Checkers) -> Iterator[None]:
     """Tell the checkers of what the product does, after it has done it."""
 
-    def after(owner: Any, name: str, tell: Callable[..., None]) -> None:
+    def after(owner: object, name: str, tell: Callable[..., None]) -> None:
         real = getattr(owner, name)
         replaced.append((owner, name, real))
 
@@ -430,7 +430,7 @@ def watching(checkers: Checkers) -> Iterator[None]:
 
         setattr(owner, name, told)
 
-    replaced: list[tuple[Any, str, Any]] = []
+    replaced: list[tuple[object, str, Any]] = []
     after(commands, "plan_failover", lambda plan, survey, *a, **k: checkers.planned(plan, survey))
     after(SiteState, "adopt", lambda done, _, roles: checkers.adopted(roles) if done else None)
     after(EntryQueue, "acknowledge_loss", lambda _, queue: checkers.loss_acknowledged(queue))

@@ -12,10 +12,11 @@ import pytest
 import trio
 
 from replication.client import ask_site
-from replication.config import SiteName
+from replication.config import Config, SiteName
 from replication.control import Promote, SetPair, ask
 from replication.frames import encode
 from replication.procedures.commands import failback, failover
+from replication.procedures.plan import Survey
 from replication.procedures.results import FailbackResult, FailoverResult, ProcedureRefused
 from replication.procedures.running import Progress
 from replication.procedures.survey import take_survey
@@ -237,6 +238,42 @@ def test_a_power_cut_after_the_return_takes_nothing_that_came_by_levelling(base:
         cluster.start_mount("primary")
         await trio.sleep(5)
         assert cluster.counts["acknowledged"] > acks
+
+    tell(base, story)
+
+
+def test_a_site_that_was_exchanged_after_a_command_looked_is_not_promoted(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a command asks for is asked of the volume that it has seen."""
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        faults = Faults(cluster, checkers, random.Random(1))
+        cluster.world.hosts["primary"].kill("mount")
+
+        looked, exchanged = trio.Event(), trio.Event()
+
+        async def look(config: Config) -> Survey:
+            survey = await take_survey(config)
+            looked.set()
+            await exchanged.wait()
+            return survey
+
+        async def exchange() -> None:
+            await looked.wait()
+            faults.bring_stranger(cluster.world.hosts["sync"])
+            cluster.start_daemon("sync")
+            await trio.sleep(1)
+            exchanged.set()
+
+        monkeypatch.setattr("replication.procedures.commands.take_survey", look)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(exchange)
+            with trio.fail_after(60):
+                refused = await take_over(cluster, checkers, "sync", "primary")
+        assert isinstance(refused, ProcedureRefused)
+        assert "site sync holds volume" in refused.sentence
+        faults.send_stranger_away(cluster.world.hosts["sync"])
 
     tell(base, story)
 
