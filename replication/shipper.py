@@ -62,7 +62,10 @@ SET_SECONDS: Final = 5.0
 breaks.
 """
 LONG_SETS: Final = 4
-"""More than so many sets wait: a long queue, of which each block travels once, as one set."""
+LONG_SECONDS: Final = 10.0
+"""More than so many sets wait, or more than one, for so long: a long queue, of which each block travels once,
+as one set.
+"""
 LONG_SET_SECONDS: Final = 60.0
 """Such a set is no more than a limited link carries in this time."""
 WORTHWHILE: Final = 0.75
@@ -405,7 +408,11 @@ class Shipper:
         counts = self._queue.counts()
         recorded = self._queue.state().next_sequence - 1 - counts.entries
         sent = sum(one.entry_bytes for one in self._sent if one.last > recorded)
-        return counts.bytes - sent > LONG_SETS * self._set_bytes
+        unsent_sets = (counts.bytes - sent) / self._set_bytes
+        if unsent_sets <= 1:
+            return False
+        age_ns = self._now_ns() - self._timestamp_of(following, last)
+        return unsent_sets > LONG_SETS or age_ns > LONG_SECONDS * 1e9
 
     async def _send_gathered(self, far: FarSite, following: int, eligible: int) -> bool:
         """What waits, as much as one set may hold, without what was written over; False: too little was."""
