@@ -9,7 +9,7 @@ import contextlib
 import socket
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar, cast
 
 import trio
@@ -281,10 +281,15 @@ class Channel:
             self._reading = False
 
     def _decrypt(self, tls: ssl.SSLObject) -> None:
+        incoming, decoder = self._incoming, self._decoder
+        read = cast(Callable[[int, bytearray | memoryview], int], tls.read)
         try:
-            while self._incoming.pending or tls.pending():
-                count = cast(int, tls.read(_RECORD_BYTES, self._plain))
-                self._decoder.receive_data(self._plain_view[:count])
+            while incoming.pending or tls.pending():
+                room = decoder.room()
+                if room is None:
+                    decoder.receive_data(self._plain_view[: read(_RECORD_BYTES, self._plain)])
+                else:
+                    decoder.filled(read(len(room), room))
         except ssl.SSLWantReadError:
             return
         except ssl.SSLZeroReturnError as error:

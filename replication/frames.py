@@ -6,7 +6,7 @@ The header is declared once, in HEADER_FIELDS; docs/protocol.md is checked again
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import xxhash
 
@@ -15,6 +15,7 @@ from replication.errors import LocalProtocolError, RemoteProtocolError
 __all__ = [
     "HEADER_BYTES",
     "HEADER_FIELDS",
+    "LONG_BODY",
     "MAGIC",
     "MAX_BODY_BYTES",
     "NO_VOLUME",
@@ -54,6 +55,8 @@ _HEADER: Final = struct.Struct(">" + "".join(code for _, code, _ in HEADER_FIELD
 _CHECKSUM: Final = struct.Struct(">Q")
 HEADER_BYTES: Final = _HEADER.size
 _EMPTY_CHECKSUM: Final = xxhash.xxh3_64_intdigest(b"")
+LONG_BODY: Final = 1 << 16
+"""A body from this size on is put together in memory of its own and not copied out of the buffer."""
 _COMPACT_AFTER: Final = 1 << 20
 """Consumed bytes after which the decoder moves what is left to the front of its buffer."""
 
@@ -103,6 +106,7 @@ class Frame(NamedTuple):
     epoch: int
     sequence: int
     body: bytes
+    """A long one may be a bytearray, which nobody changes any more."""
 
 
 def encode(
@@ -156,14 +160,55 @@ class Decoder:
         self._max_body_bytes = max_body_bytes
         self._failure: str | None = None
         self._header: tuple[FrameType, int, int, bytes, int, int, int] | None = None
+        self._body: bytearray | None = None
+        self._filled = 0
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes received that no returned frame has used yet."""
-        return len(self._buffer) - self._start
+        return len(self._buffer) - self._start + (self._filled if self._body is not None else 0)
+
+    def room(self) -> memoryview | None:
+        """Where the bytes that come next belong, if they are the rest of a long body: put them there and call
+        `filled`. None: they go through `receive_data`.
+        """
+        if self._body is None and not self._begin_body():
+            return None
+        assert self._body is not None
+        return memoryview(self._body)[self._filled :] if self._filled < len(self._body) else None
+
+    def filled(self, count: int) -> None:
+        """So many bytes were put into `room`."""
+        self._filled += count
+
+    def _begin_body(self) -> bool:
+        """Whether a long body has begun: then what there is of it is in memory of its own."""
+        if self._header is None:
+            if self._failure is not None or self.buffered_bytes < HEADER_BYTES:
+                return False
+            try:
+                self._header = self._read_header()
+            except RemoteProtocolError:
+                return False  # `next_frame` says so
+        length, here = self._header[2], len(self._buffer) - self._start
+        if length < LONG_BODY or here >= length:
+            return False
+        self._body = bytearray(length)
+        self._body[:here] = self._buffer[self._start :]
+        self._filled = here
+        self._buffer.clear()
+        self._start = 0
+        return True
 
     def receive_data(self, data: Buffer) -> None:
         """Add bytes as they arrived, in any portions."""
+        if self._body is not None and self._filled < len(self._body):
+            some = memoryview(data)[: len(self._body) - self._filled]
+            self._body[self._filled : self._filled + len(some)] = some
+            self._filled += len(some)
+            data = memoryview(data)[len(some) :]
+            if not data:
+                return
         if self._start > _COMPACT_AFTER or self._start == len(self._buffer):
             del self._buffer[: self._start]
             self._start = 0
@@ -182,14 +227,19 @@ class Decoder:
                 return None
             self._header = self._read_header()
         kind, flags, length, volume, epoch, sequence, checksum = self._header
-        end = self._start + length
-        if end > len(self._buffer):
-            return None
-        with memoryview(self._buffer) as view:
-            body = bytes(view[self._start : end])
+        if self._body is not None:
+            if self._filled < length:
+                return None
+            body, self._body = cast(bytes, self._body), None
+        else:
+            end = self._start + length
+            if end > len(self._buffer):
+                return None
+            with memoryview(self._buffer) as view:
+                body = bytes(view[self._start : end])
+            self._start = end
         if xxhash.xxh3_64_intdigest(body) != checksum:
             raise self._fail(f"a {kind.name} frame arrived with a body that does not match its checksum")
-        self._start = end
         self._header = None
         return Frame(kind, flags, volume, epoch, sequence, body)
 

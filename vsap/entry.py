@@ -67,6 +67,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     checksum: int
     """`checksum_of(payload)`, also of an empty payload."""
     payload: bytes = b""
+    """The bytes; a long one may be a view of bytes that do not change."""
 
     @property
     def payload_length(self) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import islice
+from typing import cast
 
 import lmdb
 
@@ -12,6 +13,8 @@ from vsap.payload import HEADER_BYTES, SegmentFiles
 
 LARGEST_SPAN = 4 << 20
 """Most bytes of neighbouring payloads that are read at once."""
+LONG_PAYLOAD = 1 << 16
+"""A payload from this size on is a view of what was read and no copy."""
 SCAN_BATCH = 1 << 15
 """Index records one read transaction looks at: a long one would keep LMDB from using freed pages again."""
 
@@ -142,10 +145,13 @@ class IndexReader:
             if len(data) != size:
                 raise CorruptionError(f"segment {segment} ends before entry {rows[number][0]}")
             for sequence, record in rows[number : number + count]:
+                place = record.place - start
                 if record.kind == DISCARD:
                     payload = b""
+                elif record.length < LONG_PAYLOAD:
+                    payload = data[place : place + record.length]
                 else:
-                    payload = data[record.place - start : record.place - start + record.length]
+                    payload = cast(bytes, memoryview(data)[place : place + record.length])
                 if checksum_of(payload) != record.checksum:
                     raise CorruptionError(
                         f"entry {sequence} in segment {segment} at {record.place} is not what was appended"

@@ -14,6 +14,7 @@ from replication.errors import LocalProtocolError, RemoteProtocolError
 from replication.frames import (
     HEADER_BYTES,
     HEADER_FIELDS,
+    LONG_BODY,
     MAX_BODY_BYTES,
     Decoder,
     Frame,
@@ -40,6 +41,73 @@ def decode_all(data: bytes) -> list[Frame]:
     while (frame := decoder.next_frame()) is not None:
         frames.append(frame)
     return frames
+
+
+def decode_in_place(data: bytes, portions: list[int]) -> tuple[list[Frame], int]:
+    """The frames of `data`, which arrives in portions and goes where the decoder wants it; and how often that
+    was into the memory of a long body.
+    """
+    decoder, frames, at, placed = Decoder(), list[Frame](), 0, 0
+    while at < len(data):
+        portion = portions[at % len(portions)]
+        room = decoder.room()
+        if room is None:
+            decoder.receive_data(data[at : at + portion])
+            at += portion
+        else:
+            some = data[at : at + min(portion, len(room))]
+            room[: len(some)] = some
+            decoder.filled(len(some))
+            at += len(some)
+            placed += 1
+        while (frame := decoder.next_frame()) is not None:
+            frames.append(frame)
+        if at < len(data):
+            assert decoder.buffered_bytes <= at
+    assert decoder.buffered_bytes == 0
+    return frames, placed
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(
+        st.sampled_from([0, 16, 5000, LONG_BODY - 1, LONG_BODY, 3 * LONG_BODY + 7]), min_size=1, max_size=6
+    ),
+    st.lists(st.integers(1, 2 * LONG_BODY), min_size=1, max_size=5),
+)
+def test_a_long_body_is_put_together_in_its_own_memory(sizes: list[int], portions: list[int]) -> None:
+    bodies_ = [random.Random(size).randbytes(size) for size in sizes]
+    sent = [encode(FrameType.WRITE, VOLUME, 3, number, body) for number, body in enumerate(bodies_)]
+    data = b"".join(joined(buffers) for buffers in sent)
+    frames, _ = decode_in_place(data, portions)
+    assert [(frame.sequence, bytes(frame.body)) for frame in frames] == list(enumerate(bodies_))
+    assert decode_all(data) == frames
+
+
+def test_what_follows_a_long_body_is_not_taken_for_it() -> None:
+    long, short = random.Random(1).randbytes(3 * LONG_BODY), b"short"
+    data = joined(encode(FrameType.WRITE, VOLUME, 3, 1, long)) + joined(
+        encode(FrameType.WRITE, VOLUME, 3, 2, short)
+    )
+    frames, placed = decode_in_place(data, [1000])
+    assert [bytes(frame.body) for frame in frames] == [long, short]
+    assert placed > 100
+    decoder = Decoder()  # all at once, when the body has begun already
+    decoder.receive_data(data[:100])
+    assert decoder.room() is not None
+    decoder.receive_data(data[100:])
+    assert decoder.room() is None
+    assert [bytes(frame.body) for frame in (decoder.next_frame(), decoder.next_frame()) if frame] == [
+        long,
+        short,
+    ]
+
+
+def test_a_long_body_that_is_damaged_is_refused() -> None:
+    data = bytearray(joined(encode(FrameType.WRITE, VOLUME, 3, 1, bytes(3 * LONG_BODY))))
+    data[2 * LONG_BODY] ^= 1
+    with pytest.raises(RemoteProtocolError, match="checksum"):
+        decode_in_place(bytes(data), [1000])
 
 
 def packed_set() -> list[bytes | bytearray | memoryview]:
