@@ -274,12 +274,7 @@ class VirtualArea:
                 self._pending_bytes = 0
             entries = self._unwritten
             self._note_positions(entries)
-            first = before_barrier(entries)
-            apply_entries(self._area, entries[:first])
-            if first < len(entries):
-                # C does the same work while A waits for its disk; the queue names what A has not written yet.
-                self._send(entries, flush=flush)
-                apply_entries(self._area, entries[first:])
+            self._write_and_send(entries, flush)
         except DeviceError as error:
             self._failure = error
             raise
@@ -287,10 +282,17 @@ class VirtualArea:
         self._unwritten = []
         self._low, self._high = _NOWHERE
         self._pushed = entries[-1].sequence
-        if first == len(entries):
-            self._send(entries, flush=flush)
         if self._remote is None or self._remote.unprotected:
             self._on_progress()
+
+    def _write_and_send(self, entries: Sequence[Entry], flush: bool) -> None:
+        """Part by part: A has it before C is sent it. At a barrier between two C flushes while A does."""
+        while entries:
+            first = before_barrier(entries)
+            apply_entries(self._area, entries[:first])
+            part, entries = entries[: first + 1], entries[first + 1 :]
+            self._send(part, flush=flush and not entries)
+            apply_entries(self._area, part[first:])
 
     def _note_positions(self, entries: Sequence[Entry]) -> None:
         positions = self._positions

@@ -448,6 +448,34 @@ class FailingArea(FileArea):
         super().write(offset, data)
 
 
+async def test_what_stands_behind_a_barrier_is_in_the_area_before_c_is_sent_it(tmp_path: Path) -> None:
+    """Else a kill in between leaves entries that C acknowledges and the area lacks (P2, P6)."""
+
+    class Watched(FileArea):
+        sent_at_flush: list[int]
+
+        def flush(self) -> None:
+            self.sent_at_flush.append(remote.sent_sequence)
+            assert self.read(8192, 4096) == bytes(4096)
+            super().flush()
+
+    FileArea.create(tmp_path / "area", SIZE).close()
+    area = Watched(tmp_path / "area")
+    area.sent_at_flush = []
+    queue = EntryQueue.open(tmp_path / "queue", VOLUME)
+    remote = MemoryRemote(SIZE)
+    device = VirtualArea(area, queue, remote)
+    device.write(0, A)
+    await device.barrier()
+    behind = device.write(8192, B)
+    await device.complete(behind)
+    assert area.sent_at_flush == [behind - 1], "C flushes at the barrier while A does, and has no more"
+    assert remote.content[:4096] == A
+    assert remote.content[8192:12288] == area.read(8192, 4096) == B
+    queue.close()
+    area.close()
+
+
 async def test_an_area_that_fails_for_a_while_loses_nothing(tmp_path: Path) -> None:
     FileArea.create(tmp_path / "area", SIZE).close()
     area = FailingArea(tmp_path / "area")
