@@ -141,7 +141,7 @@ class FileIO(NodeTable):
             self._clean_tail(node)
         if offset & BLOCK_MASK or end & BLOCK_MASK:
             data = self._whole_blocks(node, offset, end, data)
-        sequence = self._write_blocks(node, first, count, data, offset & BLOCK_MASK, grows=end > size)
+        sequence = self._write_blocks(node, first, count, data, grows=end > size)
         if end > size:
             node.size_bytes = end
             self.mark_map(node)
@@ -170,21 +170,19 @@ class FileIO(NodeTable):
                 after = self._old_block(node, end >> BLOCK_SHIFT)[tail:]
         return b"".join((before, data, after))
 
-    def _write_blocks(
-        self, node: Node, first: int, count: int, data: Buffer, begin: int = 0, *, grows: bool = False
-    ) -> int:
-        """Write whole blocks, of which the bytes before `begin` stay as they are: holes are allocated first,
-        then one device write a run, then the new runs are mapped. `grows`: as in `Store.write_data`.
+    def _write_blocks(self, node: Node, first: int, count: int, data: Buffer, *, grows: bool) -> int:
+        """Write whole blocks: holes are allocated first, then one device write a run, then the new runs are
+        mapped. What is held and would change is written elsewhere. `grows`: as in `Store.write_data`.
         """
         ino = node.ino
         found = self._runs(node, first, count)
         new: list[Run] = []
         is_young = node.born_in == self._period
-        moves = self.store.vouchers.hold_any and any(self._held(run, first, begin) for run in found)
+        moves = self.store.vouchers.hold_any and any(self._held_in(run, first, data) for run in found)
         if len(found) == 1 and found[0].start != HOLE and not moves:
             return self.store.write_data(ino, first, found[0].start, data, new=is_young, grows=grows)
         if moves:
-            found = [part for run in found for part in self._without_held(run, first, begin)]
+            found = [part for run in found for part in self._without_changed(run, first, data)]
         targets = self._fill_holes(node, found, new)
         view = memoryview(data)
         sequence = 0
@@ -208,19 +206,21 @@ class FileIO(NodeTable):
             self.mark_map(node)
         return sequence
 
-    def _held(self, run: Run, first: int, begin: int) -> list[int]:
-        """The blocks of a run that a write from byte `begin` of file block `first` on may not change."""
+    def _held_in(self, run: Run, first: int, data: Buffer) -> list[int]:
+        """The blocks of a run that are held and that data for file block `first` and on would change."""
         if run.start == HOLE:
             return []
-        return self.store.vouchers.held_among(run.start, run.length, begin if run.file_block == first else 0)
+        at = run.file_block - first << BLOCK_SHIFT
+        piece = memoryview(data)[at : at + (run.length << BLOCK_SHIFT)]
+        return self.store.vouchers.changed_by(run.start, piece)
 
-    def _without_held(self, run: Run, first: int, begin: int) -> list[Run]:
-        """A run with holes in place of the blocks that may not change: they are written elsewhere."""
+    def _without_changed(self, run: Run, first: int, data: Buffer) -> list[Run]:
+        """A run with holes in place of those blocks."""
         parts: list[Run] = []
-        held = set(self._held(run, first, begin))
-        for is_held, group in groupby(range(run.length), lambda index: run.start + index in held):
+        changed = set(self._held_in(run, first, data))
+        for moves, group in groupby(range(run.length), lambda index: run.start + index in changed):
             indexes = list(group)
-            start = HOLE if is_held or run.start == HOLE else run.start + indexes[0]
+            start = HOLE if moves or run.start == HOLE else run.start + indexes[0]
             parts.append(Run(run.file_block + indexes[0], start, len(indexes)))
         return parts
 
@@ -339,10 +339,10 @@ class FileIO(NodeTable):
         try:
             self._replace_block(node, file_block, kept)
         except NoSpace:
-            if self.store.vouchers.held_among(start, 1, kept):
+            old = self._old_block(node, file_block)
+            if self.store.vouchers.changed_by(start, old):
                 raise
             # Otherwise a file that grows could show what was behind its end.
-            old = self._old_block(node, file_block)
             self.store.write_data(node.ino, file_block, start, old, new=False, grows=True)
 
     def _replace_block(self, node: Node, file_block: int, kept: int) -> None:

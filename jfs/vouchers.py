@@ -41,6 +41,14 @@ class Voucher(NamedTuple):
         return xxh3_64_intdigest(data[: self.size_bytes]) == self.checksum
 
 
+class Held(NamedTuple):
+    """What must stay as it is of a block, and the newest batch that vouches for it."""
+
+    size_bytes: int
+    checksum: int
+    lsn: int
+
+
 class Vouchers:
     """What the next batch may vouch for, and what earlier ones do. Blocks are those of the volume."""
 
@@ -48,7 +56,7 @@ class Vouchers:
         self.size_of: Callable[[int], int] | None = None
         """The size of a file in bytes, as the next batch will say it."""
         self._new: dict[int, NewBlock] | None = {}  # None: too many
-        self._held: dict[int, tuple[int, int]] = {}  # block -> (bytes, number of the batch)
+        self._held: dict[int, Held] = {}
 
     # --- what the next batch makes reachable
 
@@ -111,27 +119,36 @@ class Vouchers:
 
     def hold(self, vouchers: list[Voucher], lsn: int) -> None:
         """The batch of this number vouches for these."""
-        for block, size, _ in vouchers:
-            before, _ = self._held.get(block, (0, 0))
-            self._held[block] = (max(size, before), lsn)
+        for block, size, checksum in vouchers:
+            before = self._held.get(block)
+            if before is not None and before.size_bytes > size:
+                size, checksum = before.size_bytes, before.checksum
+            self._held[block] = Held(size, checksum, lsn)
 
     def release(self, durable_lsn: int) -> None:
         """A durable batch says that those below this number were durable."""
         if self._held:
-            self._held = {block: held for block, held in self._held.items() if held[1] >= durable_lsn}
+            self._held = {block: held for block, held in self._held.items() if held.lsn >= durable_lsn}
 
     @property
     def hold_any(self) -> bool:
         """Is anything held?"""
         return bool(self._held)
 
-    def held_among(self, start: int, count: int, begin: int = 0) -> list[int]:
-        """The blocks, ascending, that a write from byte `begin` of the first on would change where they are
-        vouched for.
-        """
+    def held_among(self, start: int, count: int) -> list[int]:
+        """The blocks, ascending, that are held."""
         if not self._held:
             return []
-        found = sorted(self._held.keys() & range(start, start + count))
-        if found and found[0] == start and begin >= self._held[start][0]:
-            del found[0]
-        return found
+        return sorted(self._held.keys() & range(start, start + count))
+
+    def changed_by(self, start: int, data: Buffer) -> list[int]:
+        """The blocks, ascending, that are held and that whole blocks written at `start` would change where
+        they are vouched for. (The kernel writes pages: what is appended comes with all that is before it.)
+        """
+        changed: list[int] = []
+        view = memoryview(data)
+        for block in self.held_among(start, len(data) // BLOCK_BYTES):
+            at, held = (block - start) * BLOCK_BYTES, self._held[block]
+            if xxh3_64_intdigest(view[at : at + held.size_bytes]) != held.checksum:
+                changed.append(block)
+        return changed

@@ -250,7 +250,7 @@ async def _nothing_of_little(store: Store, changes: Changes) -> None:
 @mutant
 def held_blocks_overwritten(patch: Patch) -> None:
     """What the newest batch vouches for is overwritten where it is."""
-    patch.setattr(FileIO, "_held", lambda file_io, run, first, begin: [])
+    patch.setattr(FileIO, "_held_in", lambda file_io, run, first, data: [])
 
 
 @mutant

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 import trio
+import xxhash
 
 from jfs import listing
 from jfs.batch import MAGIC_AT
@@ -19,6 +20,7 @@ from jfs.store import Store
 from jfs.vouchers import BLOCKS_LIMIT, Voucher, Vouchers
 from tests.devices import CrashDevice, Flushed, MemoryDevice, Written
 
+digest = xxhash.xxh3_64_intdigest
 SIZE = 16 << 20
 ROOT = 1
 FILE = S_IFREG | 0o644
@@ -75,12 +77,14 @@ def test_what_was_given_back_is_vouched_for_later() -> None:
 
 def test_what_is_held_and_until_when() -> None:
     vouchers = Vouchers()
-    vouchers.hold([Voucher(100, 4096, 0), Voucher(101, 50, 0)], 7)
+    vouchers.hold([Voucher(100, 4096, digest(BLOCK)), Voucher(101, 50, digest(BLOCK[:50]))], 7)
     assert vouchers.held_among(99, 5) == [100, 101]
-    assert vouchers.held_among(101, 2, 49) == [101]
-    assert vouchers.held_among(101, 2, 50) == [], "bytes behind those that count may change"
-    vouchers.hold([Voucher(101, 20, 0)], 8)
-    assert vouchers.held_among(101, 1, 49) == [101], "still what the batch before vouches for"
+    assert vouchers.changed_by(99, b"y" * 3 * BLOCK_BYTES) == [100, 101]
+    longer = (b"x" * 50).ljust(BLOCK_BYTES, b"y")
+    assert vouchers.changed_by(100, BLOCK + longer) == [], "bytes behind those that count may change"
+    vouchers.hold([Voucher(101, 20, digest(BLOCK[:20]))], 8)
+    shorter = (b"x" * 49).ljust(BLOCK_BYTES, b"y")
+    assert vouchers.changed_by(101, shorter) == [101], "still what the batch before vouches for"
     vouchers.release(8)
     assert vouchers.held_among(99, 5) == [101]
     vouchers.release(9)
@@ -131,12 +135,17 @@ async def unflushed_commit(fs: FileSystem, device: CrashDevice) -> None:
 async def test_data_and_batch_need_one_flush() -> None:
     device, fs = await fresh()
     node = fs.make(ROOT, b"f", FILE)
-    for number in range(5):
+    places = set()
+    for number in range(1, 40):
         flushes = device.flushes
-        fs.write(node.ino, number * 3000, b"a" * 3000)
+        # The kernel writes the page again, from its beginning.
+        page = (number - 1) * 200 // BLOCK_BYTES
+        fs.write(node.ino, page * BLOCK_BYTES, b"a" * (number * 200 - page * BLOCK_BYTES))
+        places.add(fs._runs(node, page, 1)[0].start)
         await fs.fsync(node.ino)
         assert device.flushes == flushes + 1
-    assert await content(cut(device, lambda _: False), b"f") == b"a" * 15_000
+    assert len(places) == 2, "a file that grows stays where it is"
+    assert await content(cut(device, lambda _: False), b"f") == b"a" * 39 * 200
 
 
 @pytest.mark.parametrize(
