@@ -32,23 +32,21 @@ class BusyWait:
 
     def __init__(self, most_seconds: float) -> None:
         self._most_seconds = most_seconds
-        self._seconds = 0.0
-        self._asleep_until = 0.0
-
-    def awake_seconds(self, now: float) -> float:
-        """How long the wait that begins now may stay awake; 0: it sleeps at once."""
-        return self._seconds if now >= self._asleep_until else 0.0
+        self.awake_seconds = 0.0
+        """How long the next wait may stay awake."""
+        self.asleep_until = 0.0
+        """Until then waits sleep at once, and are not told of."""
 
     def ended(self, seconds: float) -> None:
         """A wait took so long in all."""
         if seconds > self._most_seconds:
-            self._seconds = self._seconds / 2 if self._seconds > FIRST_SECONDS else 0.0
-        elif seconds > self._seconds:
-            self._seconds = min(max(2 * self._seconds, FIRST_SECONDS), self._most_seconds)
+            self.awake_seconds = self.awake_seconds / 2 if self.awake_seconds > FIRST_SECONDS else 0.0
+        elif seconds > self.awake_seconds:
+            self.awake_seconds = min(max(2 * self.awake_seconds, FIRST_SECONDS), self._most_seconds)
 
     def crowded(self, now: float, seconds: float) -> None:
         """A wait that would stay awake found too many who want to run: for so long the next ones sleep."""
-        self._asleep_until = now + seconds
+        self.asleep_until = now + seconds
 
 
 class Processors:

@@ -117,7 +117,7 @@ class InPlace(trio.abc.Instrument):
         self._loop: int | None = None
         self._runnable = 0
         self._turned = True
-        self._until = 0.0
+        self._now = self._until = 0.0
         self._polls: dict[int, select.poll] = {}
         self._watched: set[int] = set()
 
@@ -161,9 +161,9 @@ class InPlace(trio.abc.Instrument):
         if left <= 0:
             return False
         poll = self._polls.get(descriptor) or self._new_poll(descriptor)
-        if busy is None or self._processors is None:
+        began = self._now
+        if busy is None or self._processors is None or began < busy.asleep_until:
             return descriptor in dict(poll.poll(left * 1000))
-        began = monotonic()
         found = self._look(poll, busy, self._processors, began, left)
         if not found:
             found = poll.poll(max(0.0, began + left - monotonic()) * 1000)
@@ -175,7 +175,7 @@ class InPlace(trio.abc.Instrument):
         poll: select.poll, busy: BusyWait, processors: Processors, now: float, left: float
     ) -> list[tuple[int, int]]:
         """Look whether anything came, as long as `busy` says and while there is a processor for everybody."""
-        end = now + min(left, busy.awake_seconds(now))
+        end = now + min(left, busy.awake_seconds)
         while now < end:
             if not processors.are_enough():
                 busy.crowded(now, PAUSE_SECONDS)
@@ -196,7 +196,7 @@ class InPlace(trio.abc.Instrument):
         """Until the loop must have a turn."""
         if self._runnable:
             return 0.0
-        now = monotonic()
+        now = self._now = monotonic()
         if self._turned:
             self._turned = False
             deadline = trio.lowlevel.current_statistics().seconds_to_next_deadline

@@ -84,15 +84,14 @@ class Awake(BusyWait):
     def __init__(self) -> None:
         super().__init__(60.0)
         self.waits = 0
+        self.awake_seconds = 60.0
         self.pauses: list[float] = []
-
-    def awake_seconds(self, now: float) -> float:
-        return 60.0
 
     def ended(self, seconds: float) -> None:
         self.waits += 1
 
     def crowded(self, now: float, seconds: float) -> None:
+        super().crowded(now, seconds)
         self.pauses.append(seconds)
 
 
@@ -156,6 +155,10 @@ def test_a_wait_stays_awake_while_there_is_a_processor_for_everybody(
         assert asked.asked == (2 if enough else 1)
         assert busy.waits == 1
         assert busy.pauses == ([] if enough else [PAUSE_SECONDS])
+        busy.asleep_until = time.monotonic() + 3600
+        assert place.wait(here.fileno(), busy)
+        assert sleeps
+        assert (busy.waits, len(busy.pauses)) == (1, 0 if enough else 1), "at once asleep"
 
     trio.run(main, instruments=[place])
 
