@@ -7,6 +7,7 @@ flush.
 
 import contextlib
 import errno
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any, Final
@@ -25,6 +26,7 @@ from replication.fenced_copy import Alone, FencedCopy
 from replication.local_link import LocalClient
 from replication.nursery import serving_nursery
 from replication.pair import ASKED, Kind, Pair, State
+from replication.pair_keeper import PairKeeper
 from replication.parts import Place, SitePaths, prepare
 from replication.procedures.survey import take_survey
 from replication.ranges import normalise
@@ -35,6 +37,8 @@ from vsap.area import FileArea
 from vsap.positions import WritePositions
 from vsap.queue import EntryQueue
 from vsap.virtual import VirtualArea
+
+log = logging.getLogger(__name__)
 
 ROLES_SECONDS: Final = 1.5
 MARKER_SECONDS: Final = 20.0
@@ -52,6 +56,7 @@ class Writer:
         self.volume: VolumeIdentity = place.volume
         self.device: VirtualArea
         self.copy: FencedCopy | Alone
+        self.pair_keeper: PairKeeper | None = None
         self.queue: EntryQueue
         self.positions: WritePositions
         self.log_status: Callable[[], Any] | None = None
@@ -127,8 +132,12 @@ class Writer:
     def learn(self, roles: Roles) -> None:
         """Newer roles with another writer: every further write is refused, in the sentence that says why."""
         if should_adopt(self.roles, roles):
-            self.place.state.adopt(roles)
+            # Fenced first: that must not depend on a disk that has room.
             self.copy.fence(DeviceError(errno.EROFS, superseded_sentence(self.place.site, roles)))
+            try:
+                self.place.state.adopt(roles)
+            except StateError as error:
+                log.error("the roles of epoch %d are not on record here: %s", roles.epoch, error)
 
     async def _pair(self, params: dict[str, Any]) -> str | None:
         if not isinstance(self.copy, FencedCopy):
@@ -205,6 +214,8 @@ async def _running(writer: Writer, area: FileArea) -> AsyncIterator[None]:
             complete=writer.place.config.options.complete,
             on_eligible=link.eligible,
         ) as writer.device:
+            if writer.pair_keeper is not None:
+                nursery.start_soon(writer.pair_keeper.run)
             await nursery.start(writer.copy.run)
             nursery.start_soon(link.run)
             await writer.device.recover()
@@ -354,11 +365,18 @@ def _make_copy(writer: Writer, area: FileArea) -> FencedCopy:
                 return []  # Nothing was written yet, not even a file system.
             return [(0, area.size_bytes)]
 
-    def on_pair(pair: Pair) -> None:
+    def keep_pair(pair: Pair) -> None:
         place.state.set_pair("sync", place.site, peer, str(pair.state), pair.reason, pair.event or "")
         if pair.state is State.DUPLEX:
             place.state.settle(peer)
 
+    def keep_told(told: bool) -> None:
+        try:
+            place.state.set_told(roles.epoch, told)
+        except StateError as error:
+            raise DeviceError(errno.EIO, str(error)) from error
+
+    writer.pair_keeper = PairKeeper(keep_pair)
     return FencedCopy(
         lambda: dial_channel(place, peer),
         volume=place.volume.uuid,
@@ -374,9 +392,9 @@ def _make_copy(writer: Writer, area: FileArea) -> FencedCopy:
         protect_timeout_seconds=options.protect_timeout_seconds,
         doubted=place.state.doubted(peer),
         told=place.state.told,
-        on_told=lambda told: place.state.set_told(roles.epoch, told),
+        on_told=keep_told,
         pair=_pair_on_record(place, peer, roles.epoch),
-        on_pair=on_pair,
+        on_pair=writer.pair_keeper,
         on_superseded=writer.learn,
     )
 

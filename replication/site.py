@@ -197,7 +197,14 @@ class Site:
     def learn_soon(self, roles: Roles) -> None:
         """A peer said it holds these roles: a task that outlives the present part adopts newer ones."""
         if self._nursery is not None and should_adopt(self.state.roles, roles):
-            self._nursery.start_soon(self.adopt, roles)
+            self._nursery.start_soon(self._learn, roles)
+
+    async def _learn(self, roles: Roles) -> None:
+        try:
+            await self.adopt(roles)
+        except StateError as error:
+            # Whoever said so refuses this site, and the others are asked again in a moment.
+            log.error("site %s cannot take over the roles of epoch %d: %s", self.name, roles.epoch, error)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Play the part of the roles, and hear from the other sites whether these are the newest."""

@@ -24,6 +24,7 @@ from replication.leftovers import mark_leftovers
 from replication.levelling import Levelling
 from replication.listing import list_allocated, list_copy
 from replication.pair import Kind, Pair, State
+from replication.pair_keeper import PairKeeper
 from replication.parts import KnownPositions, Place
 from replication.position import Position, Remedy, history_of
 from replication.ranges import total_bytes
@@ -62,9 +63,11 @@ class WriterPart:
         """The log and the write positions contradicted each other in the last listing; a sentence."""
         roles = site.roles
         self.target: str = roles.async_to or ""
+        self._pair_keeper = PairKeeper(self._keep_pair)
         self.shipper = self._make_shipper(roles) if roles.async_to is not None else None
         if self.shipper is not None:
             nursery.start_soon(self.shipper.run)
+            nursery.start_soon(self._pair_keeper.run)
             if roles.sync_to is not None:
                 nursery.start_soon(mark_leftovers, site, self.queue, roles, self.shipper.notify)
 
@@ -87,7 +90,7 @@ class WriterPart:
             doubted=lambda: place.state.doubted("async"),
             settle_log=site.settle_log,
             on_far=self._on_far,
-            on_pair=self._on_pair,
+            on_pair=self._pair_keeper,
             link=self._link_to(self.target),
         )
 
@@ -133,7 +136,7 @@ class WriterPart:
     def _on_far(self, durable: Position, applied_sequence: int) -> None:
         self._site.link.tell_far(durable, applied_sequence)
 
-    def _on_pair(self, pair: Pair) -> None:
+    def _keep_pair(self, pair: Pair) -> None:
         state, roles = self._site.state, self._site.roles
         if roles.async_to is None:
             return

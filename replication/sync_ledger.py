@@ -68,9 +68,9 @@ class SyncLedger:
         # A secondary that was promised everything must hear that the promise is over before it is: it could
         # otherwise take over and prove, wrongly, that nothing is lost.
         if told is not self._told:
-            self._told = told
             if self._on_told is not None:
                 self._on_told(told)
+            self._told = told
 
     @property
     def in_step(self) -> bool:
