@@ -16,7 +16,7 @@ from tools.errors import Failure
 
 LONGEST_SECONDS: Final = 6.0  # of a fault: some times what a site may be silent
 SLOW_RATE: Final = "4mbit"
-FULL_DISK: Final = re.compile(r"No space left|no room|\(full\)")
+FULL_DISK: Final = re.compile(r"No space left|no room|\(full\)|cannot be written")
 DAMAGED_BLOCKS: Final = 200
 BLOCK: Final = 4096
 
@@ -125,7 +125,7 @@ class NetCampaign(TakeOvers):
     def full(self) -> Found:
         """The disk of a site has no room left, for a while, and until somebody says so."""
         assert self.disk is not None
-        known, errors = self.told_of_full_disk(), self.ground.errors()
+        errors = self.ground.errors()
         self.ground.start_load()
         until = time.monotonic() + self.chance.uniform(1.0, LONGEST_SECONDS)
         latest = time.monotonic() + PATIENCE_SECONDS
@@ -135,14 +135,14 @@ class NetCampaign(TakeOvers):
                 raise Failure("the disk is full, and nobody says so")
             self.disk.fill()
             time.sleep(0.1)
-            felt = felt or self.told_of_full_disk() > known or self.ground.errors() > errors
+            felt = felt or self.told_of_full_disk() or self.ground.errors() > errors
         self.disk.free()
         return self.healed()
 
-    def told_of_full_disk(self) -> int:
-        """How many changes of a pair were because of a full disk, by the record of the sites that answer."""
-        told = self.ground.trisite("events", codes=(0, 4))
-        return sum(bool(FULL_DISK.search(line)) for line in told.splitlines())
+    def told_of_full_disk(self) -> bool:
+        """Whether `status` says of a pair that a full disk holds it up."""
+        pairs = self.ground.status()["pairs"]
+        return any(pair["state"] != "Duplex" and FULL_DISK.search(pair["reason"]) for pair in pairs)
 
     def damaged(self) -> Found:
         """Blocks of a secondary change while its daemon is down: verify tells; an empty disk is filled."""
