@@ -25,7 +25,7 @@ BATCH = Record(
     Field("lsn", "Q", "number of the batch"),
     Field("uuid", "16s", "of the volume"),
     Field("incarnation", "Q", "random number of the mount that wrote it"),
-    Field("durable_lsn", "Q", "batches below this number were durable when this one was written"),
+    Field("durable_lsn", "Q", "batches below this number are durable if this one is"),
 )
 BATCH_MAGIC = b"TRIB"
 MAGIC_AT = 16

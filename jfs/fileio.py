@@ -334,7 +334,10 @@ class FileIO(NodeTable):
         kept = node.size_bytes & BLOCK_MASK
         file_block = node.size_bytes >> BLOCK_SHIFT
         start = self._runs(node, file_block, 1)[0].start
-        if start == HOLE or not any(self.store.read_data(start, 1)[kept:]):
+        if start == HOLE:
+            return
+        if not any(self.store.read_data(start, 1)[kept:]):
+            self.store.show_more(node.ino, file_block, start)
             return
         try:
             self._replace_block(node, file_block, kept)

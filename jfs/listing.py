@@ -41,7 +41,8 @@ class Listing:
 
     `block_runs` (ascending, without overlap) hold the blocks of all files, the regions, the log and the
     superblocks: a copy of these makes the far site equal, apart from blocks that nobody owns. `log_runs` are
-    those of the log and the superblocks, which are looked at always.
+    those of the log and the superblocks, which are looked at always, and what decides where the log ends: a
+    far site that had data which is missing here would find more of the log.
     """
 
     uuid: UUID
@@ -87,6 +88,7 @@ def _list(volume: Volume, end: LogEnd) -> Listing:
     runs += [run for region in volume.coverage.regions.values() for run in region.runs]
     log = [(start, volume.superblock.segment_blocks) for start in end.owned]
     log += [(0, len(SUPERBLOCK_SLOTS)), (volume.superblock.total_blocks - 1, 1)]
+    log += [(block, 1) for block in end.decisive]
     return Listing(
         volume.superblock.uuid,
         volume.superblock.generation,

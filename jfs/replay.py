@@ -2,7 +2,7 @@
 
 import secrets
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jfs.batch import FILE_RECORD, JUMP_BATCH, Batch, broken_batch, decode_records
 from jfs.coverage import Coverage, CoveragePolicy
@@ -49,9 +49,11 @@ class LogEnd:
     segments: list[Segment]
     owned: list[int]
     vouched: bool = False
-    """Some of the newest batches vouch for data, and none yet says that they were durable."""
+    """Some of the newest batches vouch for data, and none that counts says that they were durable."""
     unproven_lsn: int | None = None
     """The batch that the log was taken to end before, because what it vouches for is not there."""
+    decisive: list[int] = field(default_factory=list)
+    """Blocks of the volume that decided where the log ends: what its newest batches vouch for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class Replayer:
         self._reader = reader
         self._unfinished: list[tuple[Batch, int]] = []
         self._waiting: deque[Change] = deque()
+        self._vouched_lsn = -1  # the newest that counts of those that vouch
+        self._said_durable_lsn = 0  # by those that count
         superblock = volume.superblock
         self.end = LogEnd(superblock.tail, list(reader.segments), list(superblock.segments))
         reader.owned = self.end.owned
@@ -120,25 +124,25 @@ class Replayer:
         """The log ends: what nothing says to have been durable counts as far as its data is there."""
         while self._waiting:
             change = self._waiting.popleft()
-            if change.vouches:
-                if not self._is_proven(change):
-                    self.end.unproven_lsn = change.parts[0][0].lsn
-                    return
-                self.end.vouched = True
+            if change.vouches and not self._is_proven(change):
+                self.end.unproven_lsn = change.parts[0][0].lsn
+                break
             self._apply(change)
+        durable_lsn = max(self._said_durable_lsn, self._volume.superblock.checkpoint.lsn)
+        self.end.vouched = self._vouched_lsn >= durable_lsn
 
     def _is_proven(self, change: Change) -> bool:
-        device, total = self._volume.device, self._volume.superblock.total_blocks
-        for batch, _ in change.parts:
-            if not batch.vouches:
-                continue
-            for record in decode_records(batch.body, batch.lsn, with_items=False):
-                for voucher in record.vouchers:
-                    if voucher.block >= total:
-                        raise broken_batch(batch.lsn)
-                    if not voucher.holds(device):
-                        return False
-        return True
+        vouchers = [
+            voucher
+            for batch, _ in change.parts
+            if batch.vouches
+            for record in decode_records(batch.body, batch.lsn, with_items=False)
+            for voucher in record.vouchers
+        ]
+        if any(voucher.block >= self._volume.superblock.total_blocks for voucher in vouchers):
+            raise broken_batch(change.last.lsn)
+        self.end.decisive += [voucher.block for voucher in vouchers]
+        return all(voucher.holds(self._volume.device) for voucher in vouchers)
 
     def _own_segments(self, change: Change) -> None:
         """A jump may lead to a segment that the log took for itself just then."""
@@ -151,6 +155,9 @@ class Replayer:
     def _apply(self, change: Change) -> None:
         self._own_segments(change)
         self._redo(change)
+        if change.vouches:
+            self._vouched_lsn = change.last.lsn
+        self._said_durable_lsn = max(batch.durable_lsn for batch, _ in change.parts)
         self.end.place, self.end.segments = change.place, change.segments
 
     def _redo(self, change: Change) -> None:

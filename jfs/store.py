@@ -64,7 +64,7 @@ class Store:
         self.device = volume.device
         self._coverage = volume.coverage
         self.vouchers = Vouchers()
-        self._vouched_sequence = 0  # newest write of data that a batch vouches for
+        self._vouched_sequence = 0  # of the newest batch that vouches for data
         self._flushed_sequence = 0
         self._issued_frees: list[Run] = []
         self._round = _Round()
@@ -95,8 +95,9 @@ class Store:
             # What was replayed may so far be only in a cache; its freed blocks are about to be used again.
             await device.flush()
             attach_log(volume, end)
-            if end.vouched:
-                # Nothing may change what the log's end vouches for before the log says that it was durable.
+            if end.vouched or end.unproven_lsn is not None:
+                # Nothing may change what the log's end vouches for before the log says that it was durable,
+                # and what did not count now never may: its data may be there at another site.
                 volume.writer().append([b""], urgent=True)
                 await device.flush()
             epoch = max(options.epoch, volume.superblock.epoch)
@@ -191,6 +192,15 @@ class Store:
         self._coverage.wrote(ino, sequence, volume.now_ns())
         return sequence
 
+    def show_more(self, ino: int, file_block: int, start_block: int) -> None:
+        """The next commit lets the file show more of a block, which must not be durable before what was
+        written there last.
+        """
+        sequence = self.device.issued_sequence
+        if sequence > self._flushed_sequence:
+            self.volume.pending.new_sequence = sequence
+            self.vouchers.note(ino, file_block, start_block, self.read_data(start_block, 1), sequence)
+
     def read_data(self, start_block: int, count: int) -> bytes:
         return self.device.read(start_block * BLOCK_BYTES, count * BLOCK_BYTES)
 
@@ -262,7 +272,7 @@ class Store:
                 raise
             if vouchers:
                 self.vouchers.hold(vouchers, self.volume.writer().place.lsn - 1)
-                self._vouched_sequence = changes.new_sequence
+                self._vouched_sequence = self.device.issued_sequence
             self._note_frees(changes)
 
     def _capture(self) -> Changes:
@@ -277,7 +287,7 @@ class Store:
     def _give_back(self, changes: Changes) -> None:
         changes.absorb(self.volume.pending)
         self._coverage.give_back(changes.new)
-        self.vouchers.give_back(changes.new_blocks)
+        self.vouchers.give_back()
         changes.new, changes.new_blocks = {}, None
         self.volume.pending = changes
 
@@ -296,10 +306,13 @@ class Store:
 
     async def _order_new_data(self, changes: Changes) -> None:
         """A batch must not be durable before the new blocks that it makes reachable, nor before what an
-        earlier one vouches for.
+        earlier one vouches for; and it says so, because what it frees of that may be gone at another site.
         """
         if max(changes.new_sequence, self._vouched_sequence) > self._flushed_sequence:
+            log = self.volume.writer()
+            lsn = log.place.lsn
             await self.device.barrier()
+            log.durable_lsn = max(log.durable_lsn, lsn)
 
     async def _flush(self) -> None:
         """Flush the device; then what was freed by batches issued before may be used again."""
@@ -315,15 +328,8 @@ class Store:
         log = self.volume.writer()
         log.durable_lsn = max(log.durable_lsn, lsn)
         self.vouchers.release(said_lsn)
-        self._unpin(frees)
-
-    def _unpin(self, frees: list[Run]) -> None:
-        """What durable batches freed may be used again, but for what is held."""
         for start, count in frees:
-            if self.vouchers.held_among(start, count):
-                self._issued_frees.append((start, count))
-            else:
-                self.volume.free_map.unpin(start, count)
+            self.volume.free_map.unpin(start, count)
 
     async def release_vouchers(self) -> None:
         """Have the log say that what its newest batches vouch for is durable, so that it may be overwritten

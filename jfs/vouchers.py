@@ -6,7 +6,8 @@ replay that finds something else takes the batch, which was never acknowledged t
 
 So what a batch vouches for is *held*: it must stay as it is until a later batch, itself durable, says that
 the one that vouches was (`durable_lsn`). Bytes behind those may change, so a file that grows goes on in
-place; any other write moves the block, and a block that was freed is not used again.
+place; any other write moves the block. A block that was freed is used again when the batch that frees it
+is durable, and that one says so too.
 """
 
 from collections.abc import Callable
@@ -95,12 +96,11 @@ class Vouchers:
         taken, self._new = self._new, {}
         return taken
 
-    def give_back(self, taken: dict[int, NewBlock] | None) -> None:
-        """That batch was not issued: the next one makes it reachable."""
-        if taken is None or self._new is None or len(taken) + len(self._new) > BLOCKS_LIMIT:
-            self._new = None
-        else:
-            self._new = {**taken, **self._new}
+    def give_back(self) -> None:
+        """That batch was not issued: the next one makes it reachable, but cannot vouch for it, because it may
+        have been written over or freed since it was taken.
+        """
+        self._new = None
 
     def vouch(self, taken: dict[int, NewBlock], flushed_sequence: int) -> list[Voucher]:
         """Vouchers for what no flush has covered yet, as far as the files reach into it."""
