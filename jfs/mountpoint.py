@@ -23,6 +23,10 @@ class MountRefused(Exception):
     """The mount cannot be made; the message is one sentence for the operator: what, why, and what to do."""
 
 
+class FuseUnusable(MountRefused):
+    """This machine or this user cannot make FUSE mounts at all."""
+
+
 class UnknownOption(MountRefused):
     """What -o says is not known: a mistake in the command, not in the state of anything."""
 
@@ -138,18 +142,18 @@ def is_dead_mount(resolved: str) -> bool:
 
 
 def check_fuse() -> None:
-    """MountRefused if this machine or this user cannot make FUSE mounts."""
+    """FuseUnusable if this machine or this user cannot make FUSE mounts."""
     if not FUSE_DEVICE.exists():
-        raise MountRefused(
+        raise FuseUnusable(
             f"{FUSE_DEVICE} does not exist, so nothing can be mounted here; load the module (modprobe fuse) "
             f"or, in a container, pass the device in; everything but mount works without it"
         )
     if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
-        raise MountRefused(
+        raise FuseUnusable(
             f"{FUSE_DEVICE} may not be opened by this user; mount as root or allow access to it"
         )
     if shutil.which(FUSERMOUNT) is None:
-        raise MountRefused(f"{FUSERMOUNT} is not installed; install the package fuse3")
+        raise FuseUnusable(f"{FUSERMOUNT} is not installed; install the package fuse3")
 
 
 def mounted_file_system(path: str, table: Path | None = None) -> str | None:

@@ -143,13 +143,14 @@ class Writer:
         if not isinstance(self.copy, FencedCopy):
             return "there is no synchronous pair in this epoch"
         try:
+            if params["action"] in {"suspend", "resync"} and self.copy.pair.state is State.SIMPLEX:
+                names = f"{self.place.site},{self.copy.peer}"
+                return f"the pair was deleted; create it with `trisite pair create {names}`"
             if params["action"] in {"suspend", "delete"}:
                 delete = params["action"] == "delete"
                 await self.copy.suspend(ASKED, force=bool(params["force"]), delete=delete)
             elif params["action"] == "create" and self.copy.pair.state is not State.SIMPLEX:
                 return f"the pair to site {self.copy.peer} exists, it is {self.copy.pair.state}"
-            elif params["action"] == "resync" and self.copy.pair.state is State.SIMPLEX:
-                return f"the pair to site {self.copy.peer} was deleted; create it with `trisite pair create`"
             else:
                 self.copy.resume(ASKED)
         except PeerUnreachable as error:

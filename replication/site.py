@@ -45,6 +45,10 @@ class SiteError(Exception):
     """The daemon cannot start or go on; one sentence that says why and what to do."""
 
 
+class SiteUnusable(SiteError):
+    """The system refuses the daemon something it needs."""
+
+
 class Site:
     """A running daemon; see the module. All in one trio thread."""
 
@@ -305,7 +309,10 @@ def _lock(path: Path, name: str) -> int:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise SiteError(f"the daemon of site {name} cannot use {path.parent}: {error.strerror}") from error
+        raise SiteUnusable(
+            f"the daemon of site {name} cannot use {path.parent}: {error.strerror}; "
+            "start it as the user who owns the directory, or mend that"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

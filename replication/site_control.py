@@ -249,7 +249,7 @@ class Control:
     async def _pair(self, request: SetPair) -> Done:
         site, part = self._site, self._writer()
         if request.target == site.roles.async_to and part.shipper is not None:
-            _change_shipping(part.shipper, request.action)
+            _change_shipping(part.shipper, request.action, f"{site.name},{request.target}")
         elif request.target == site.roles.sync_to:
             await site.link.set_pair(request.action, force=request.force)
             if request.action in {"suspend", "delete"}:
@@ -322,13 +322,13 @@ class Control:
         )
 
 
-def _change_shipping(shipper: Shipper, action: str) -> None:
-    """What an operator wants of the asynchronous pair; ControlError where it makes no sense."""
+def _change_shipping(shipper: Shipper, action: str, names: str) -> None:
+    """What an operator wants of the asynchronous pair `names`; ControlError where it makes no sense."""
     deleted = shipper.pair.state is State.SIMPLEX
     if action == "create" and not deleted:
         raise ControlError(f"the pair exists, it is {shipper.pair.state}", "pair-exists")
-    if action != "create" and deleted:
-        raise ControlError("the pair was deleted; create it with `trisite pair create`", "no-pair")
+    if action not in {"create", "delete"} and deleted:
+        raise ControlError(f"the pair was deleted; create it with `trisite pair create {names}`", "no-pair")
     if action in {"create", "resync"}:
         shipper.resume(ASKED)
     elif action == "delete":

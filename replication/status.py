@@ -322,8 +322,10 @@ def _warnings(
             f"`trisite pair delete {roles.writer},{roles.sync_to} --force`"
         )
     if mount is not None and mount.unprotected:
+        suspended = mount.sync_state == State.SUSPEND
+        way_out = f"; `trisite pair resync {roles.writer},{roles.sync_to}` ends that" if suspended else ""
         found.append(
-            f"site {roles.writer} writes WITHOUT the sync site, which is behind: {mount.sync_reason}"
+            f"site {roles.writer} writes WITHOUT the sync site, which is behind: {mount.sync_reason}{way_out}"
             if roles.sync_to is not None
             else f"site {roles.writer} writes without a sync site"
         )

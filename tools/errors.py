@@ -27,6 +27,8 @@ TOLD_AS_THEY_ARE: Final = {
     "jfs.errors.CorruptionError": ExitCode.DAMAGED,
     "jfs.errors.DeviceError": ExitCode.OPERATIONAL,
     "jfs.errors.NoSpace": ExitCode.OPERATIONAL,
+    "jfs.errors.OtherFormatError": ExitCode.REFUSED,  # nothing is damaged
+    "jfs.mountpoint.FuseUnusable": ExitCode.OPERATIONAL,
     "jfs.mountpoint.MountRefused": ExitCode.REFUSED,
     "jfs.mountpoint.UnknownOption": ExitCode.USAGE,
     "replication.config.ConfigurationError": ExitCode.USAGE,
@@ -39,6 +41,7 @@ TOLD_AS_THEY_ARE: Final = {
     "replication.restoring.QuarantineDamaged": ExitCode.DAMAGED,
     "replication.set_journal.JournalError": ExitCode.DAMAGED,
     "replication.site.SiteError": ExitCode.REFUSED,
+    "replication.site.SiteUnusable": ExitCode.OPERATIONAL,
     "replication.state.StateError": ExitCode.OPERATIONAL,
 }
 PROCEDURE_REFUSED: Final = "replication.procedures.results.ProcedureRefused"  # brings its own code

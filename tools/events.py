@@ -14,7 +14,7 @@ from replication.control import ControlError, EventsReply, GetEvents
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.roles import iso_text
 from replication.state import PairEvent
-from tools.errors import ExitCode
+from tools.errors import ExitCode, Failure
 from tools.options import ConfigOption, config_path
 from tools.render import Output
 from tools.running import run_trio
@@ -68,11 +68,16 @@ async def show(config: Config, as_json: bool, follow: bool) -> int:
         missing: dict[SiteName, str] = {}
         for at, event in await collect(config, seen, missing):
             tell(output, msgspec.convert(line_of(at, event), Event))
-        for site in missing.keys() - silent.keys():
-            output.note(f"site {site} does not answer: {missing[site]}")
+        if not follow and len(missing) == len(SITE_NAMES):
+            reasons = "; ".join(missing[site] for site in SITE_NAMES)
+            sentence = f"no site answers ({reasons}); start their daemons with `trisite site NAME`"
+            raise Failure(sentence, ExitCode.UNREACHABLE)
+        for site in SITE_NAMES:
+            if site in missing and site not in silent:
+                output.note(f"the transitions at site {site} are not shown: {missing[site]}")
         silent = missing
         if not follow:
-            return ExitCode.OPERATIONAL if len(silent) == len(SITE_NAMES) else ExitCode.OK
+            return ExitCode.OK
         await trio.sleep(LOOK_SECONDS)
 
 

@@ -188,7 +188,7 @@ def tell(output: Output, result: FsckResult) -> None:
     if len(result.findings) > SHOWN:
         output.say(f"and {len(result.findings) - SHOWN} more; --json lists them all")
     output.say(
-        f"site {result.site}: {len(result.findings)} faults, {result.repaired} repaired ({took})",
+        f"site {result.site}: faults: {len(result.findings)}, repaired: {result.repaired} ({took})",
         style="bold red",
     )
 

@@ -173,7 +173,11 @@ def umount(mountpoint: Annotated[Path, Parameter(help="Where it is mounted.")], 
     place, source = mount_at(mountpoint)
     if source is None:
         raise Failure(f"nothing is mounted on {mountpoint}", ExitCode.REFUSED)
-    directory, record = find_record(source, place)
+    try:
+        directory, record = find_record(source, place)
+    except PermissionError as error:
+        sentence = f"{place} was mounted by another user; unmount it as that user, or as root"
+        raise Failure(sentence, ExitCode.OPERATIONAL) from error
     detach(place, record)
     if record is None or directory is None:
         return ExitCode.OK  # the mount process was dead already: there was only the mount point to clear

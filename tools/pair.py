@@ -64,5 +64,9 @@ async def _change(config: Config, action: Action, source: str, target: str, forc
     """At the writer, whose pairs they are."""
     writer = known_roles(await take_survey(config)).writer
     if source != writer:
-        raise Failure(f"site {writer} writes, its pairs are {writer},...; not {source},...", ExitCode.REFUSED)
+        others = " and ".join(f"{writer},{site}" for site in config.sites if site != writer)
+        raise Failure(
+            f"there is no pair {source},{target}: site {writer} writes, so the pairs can be {others}",
+            ExitCode.REFUSED,
+        )
     await ask_site(config, writer, SetPair(target=target, action=action, force=force))

@@ -5,8 +5,8 @@ import socket
 from functools import partial
 
 from replication import config as configuration
-from replication.site import SiteError, run_site
-from tools.errors import ExitCode, Failure
+from replication.site import run_site
+from tools.errors import ExitCode
 from tools.options import ConfigOption, SiteName, config_path
 from tools.render import note
 from tools.running import keep_freed_memory, log_to_standard_error, run_serving
@@ -23,13 +23,10 @@ def site(name: SiteName, /, *, config: ConfigOption = None) -> int:
     loaded = configuration.load(config_path(config))
     log_to_standard_error()
     keep_freed_memory()
-    try:
-        run_serving(
-            partial(run_site, loaded, name, ready=lambda: tell_ready(loaded, name)),
-            busy_wait=loaded.options.busy_wait,
-        )
-    except SiteError as error:
-        raise Failure(str(error), ExitCode.REFUSED) from error
+    run_serving(
+        partial(run_site, loaded, name, ready=lambda: tell_ready(loaded, name)),
+        busy_wait=loaded.options.busy_wait,
+    )
     return ExitCode.OK
 
 

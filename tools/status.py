@@ -58,11 +58,12 @@ def tell(output: Output, snapshot: Status, path: Path) -> None:
         output.say(sentence)
     state = "yes" if snapshot.armed else "no"
     output.say(f"armed for a take-over at the sync site: {state}, {snapshot.armed_reason}")
-    output.table(
-        "",
-        ("pair", "from", "to", "state", "since", "reason"),
-        [(p.kind, p.source, p.target, p.state, p.since, p.reason) for p in snapshot.pairs],
-    )
+    if snapshot.pairs:
+        output.table(
+            "",
+            ("pair", "from", "to", "state", "since", "reason"),
+            [(p.kind, p.source, p.target, p.state, p.since, p.reason) for p in snapshot.pairs],
+        )
     rows = [
         (
             name,
@@ -82,7 +83,9 @@ def tell(output: Output, snapshot: Status, path: Path) -> None:
 
 def waiting(snapshot: Status) -> str:
     """One line: what waits for the far site and how much the metadata log names."""
-    if snapshot.queue is None:
+    if snapshot.writer is None:
+        text = "waiting for the async site: not known"
+    elif snapshot.queue is None:
         text = "waiting for the async site: not known, the writer does not answer"
     else:
         lag = UNKNOWN if snapshot.lag_seconds is None else duration(snapshot.lag_seconds)

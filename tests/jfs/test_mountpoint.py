@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from jfs import mountpoint
-from jfs.mountpoint import MountOptions, MountRefused, check_fuse, check_mountpoint, parse_options
+from jfs.mountpoint import (
+    FuseUnusable,
+    MountOptions,
+    MountRefused,
+    check_fuse,
+    check_mountpoint,
+    parse_options,
+)
 
 TABLE = """\
 22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -53,11 +60,11 @@ def test_what_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_machine_without_fuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mountpoint, "FUSE_DEVICE", tmp_path / "fuse")
-    with pytest.raises(MountRefused, match="does not exist, so nothing can be mounted here"):
+    with pytest.raises(FuseUnusable, match="does not exist, so nothing can be mounted here"):
         check_fuse()
     (tmp_path / "fuse").touch()
     monkeypatch.setattr(mountpoint, "FUSERMOUNT", "no-such-program")
-    with pytest.raises(MountRefused, match="install the package fuse3"):
+    with pytest.raises(FuseUnusable, match="install the package fuse3"):
         check_fuse()
 
 

@@ -111,6 +111,11 @@ def test_a_deleted_pair_protects_nothing_until_it_is_created_again(cluster: Clus
     status = status_of(cluster)
     assert not status.armed
     assert sum("was deleted" in one for one in status.warnings) == 2
+    for site in ("sync", "async"):
+        assert by_hand(cluster, "delete", f"primary,{site}") == (0, "")  # so already
+        code, sentence = by_hand(cluster, "suspend", f"primary,{site}")
+        assert (code, sentence.count("\n")) == (1, 1)
+        assert f"create it with `trisite pair create primary,{site}`" in sentence
     code, sentence = by_hand(cluster, "resync", "primary,sync")
     assert code != 0
     assert "was deleted" in sentence

@@ -249,7 +249,7 @@ def test_a_newer_format_is_left_alone(cold: Stage) -> None:
     with stage:
         start_daemons(stage)
         told = run(stage.config, "mount", str(stage.mountpoint))
-        assert_refused(told, ExitCode.DAMAGED, "format version 99", "newer trisite")
+        assert_refused(told, ExitCode.REFUSED, "format version 99", "newer trisite")
         checked = run(stage.config, "fsck", "--at", "primary", "-y")
         assert checked.returncode == 4
         assert "superblock-newer" in checked.stdout

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from jfs.errors import OtherFormatError
+from jfs.mountpoint import FuseUnusable
 from replication.config import load
+from replication.site import SiteError, SiteUnusable
 from tools import cli
 from tools.errors import ExitCode, Failure, explain
 from tools.init import PORTS, volume_name
@@ -153,6 +156,22 @@ def test_the_first_real_error_of_a_group_is_told() -> None:
     nested = BaseExceptionGroup("", [BaseExceptionGroup("", [Failure("the reason", 4)]), ValueError("other")])
     assert explain(nested) == ("the reason", 4)
     assert explain(FileNotFoundError(2, "No such file", "/a/b"))[0] == "/a/b: No such file"
+
+
+def test_what_the_system_refuses_and_what_is_only_of_another_format_have_their_codes() -> None:
+    assert explain(FuseUnusable("no fuse")) == ("no fuse", ExitCode.OPERATIONAL)
+    assert explain(SiteUnusable("not yours")) == ("not yours", ExitCode.OPERATIONAL)
+    assert explain(SiteError("runs already")) == ("runs already", ExitCode.REFUSED)
+    assert explain(OtherFormatError("version 2", newer=False)) == ("version 2", ExitCode.REFUSED)
+
+
+@pytest.mark.parametrize("command", [("events",), ("events", "--json"), ("failback", "--yes")])
+def test_where_no_site_answers_a_command_is_told_so_once(tmp_path: Path, command: tuple[str, ...]) -> None:
+    assert run("init", str(tmp_path)).returncode == 0
+    ended = run(*command, "-c", str(tmp_path / "trisite.toml"))
+    assert ended.returncode == ExitCode.UNREACHABLE
+    assert_one_sentence(ended)
+    assert "no site answers" in ended.stderr
 
 
 def test_a_command_that_there_is_not_is_answered_with_those_there_are() -> None:

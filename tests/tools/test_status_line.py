@@ -45,6 +45,7 @@ def test_the_lag_of_the_queue_is_not_all_after_an_overflow(
     state: str, durable: int | None, older: bool
 ) -> None:
     snapshot = SimpleNamespace(
+        writer="primary",
         queue=QueueStatus(entries=2, bytes=8192, oldest_seq=100, newest_seq=101),
         lag_seconds=1.5,
         log=None,
@@ -52,3 +53,12 @@ def test_the_lag_of_the_queue_is_not_all_after_an_overflow(
         sites={"async": SimpleNamespace(durable_seq=durable)},
     )
     assert ("the far site is older until that is copied" in waiting(cast(Status, snapshot))) is older
+
+
+@pytest.mark.parametrize(
+    ("writer", "says"),
+    [(None, "not known"), ("primary", "not known, the writer does not answer")],
+)
+def test_a_writer_that_is_not_known_is_not_said_to_be_silent(writer: str | None, says: str) -> None:
+    snapshot = SimpleNamespace(writer=writer, queue=None, log=None)
+    assert waiting(cast(Status, snapshot)) == f"waiting for the async site: {says}"
