@@ -143,6 +143,7 @@ class Site:
         return None if ranges is None else KnownPositions(sequence, ranges)
 
     async def _written_ranges(self, sequence: int) -> list[Range] | None:
+        await self.link.arrival()
         if self.link.connected:
             return await self.link.written_after(sequence)
         return await trio.to_thread.run_sync(self._written_after, sequence)

@@ -11,12 +11,15 @@ from replication.local_link import LocalServer, RequestFailed
 from replication.position import Position
 from replication.roles import Roles
 from replication.site_parts import WriterPart
+from vsap.area import is_being_written
 
 if TYPE_CHECKING:
     from replication.site import Site
 
 REPORT_SECONDS: Final = 1.0
 SETTLE_SECONDS: Final = 30.0
+ARRIVAL_SECONDS: Final = 5.0
+"""How long a mount process that lives may take to find a daemon that was started again."""
 TELL_SECONDS: Final = 2.0
 PAIR_SECONDS: Final = 9.0
 
@@ -27,6 +30,7 @@ class MountLink:
     def __init__(self, site: "Site") -> None:
         self._site = site
         self._gone = trio.Event()
+        self._came = trio.Event()
         self._told: Roles | None = None
         self._nursery: trio.Nursery | None = None
         self._told_far: Position | None = None
@@ -57,8 +61,10 @@ class MountLink:
     def _on_mount(self, pid: int | None) -> None:
         if pid is None:
             self._gone.set()
-            self._gone = trio.Event()
-        elif self._site.state.roles is not None:
+            self._gone, self._came = trio.Event(), trio.Event()
+            return
+        self._came.set()
+        if self._site.state.roles is not None:
             self.tell_roles(self._site.state.roles)
 
     def tell_far(self, durable: Position, applied_sequence: int) -> None:
@@ -94,8 +100,24 @@ class MountLink:
             return None
         return msgspec.convert(found, MountReport)
 
+    async def arrival(self) -> None:
+        """Return when the mount process is connected, or none is there.
+
+        ControlError where one lives that is not: what it has not committed is in no log that could be read.
+        """
+        if self.connected or not is_being_written(self._site.place.paths.writer_lock):
+            return
+        with trio.move_on_after(ARRIVAL_SECONDS):
+            await self._came.wait()
+            return
+        raise ControlError(
+            f"the mount process at site {self._site.name} has not found the restarted daemon yet",
+            "mount",
+        )
+
     async def settle(self) -> None:
         """The mounted file system has committed its metadata log; ControlError when it does not answer."""
+        await self.arrival()
         if self.connected:
             await self._ask("settle", {}, SETTLE_SECONDS)
 

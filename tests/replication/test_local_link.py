@@ -4,14 +4,20 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
+from replication.control import ControlError
 from replication.errors import PeerUnreachable
 from replication.local_link import LocalClient, LocalServer, RequestFailed
+from replication.parts import SitePaths
+from replication.site_link import MountLink
 from tests.replication.sync_pair import until
+from vsap.area import FileArea
 
 
 class Daemon:
@@ -141,3 +147,36 @@ async def test_a_line_that_is_none_drops_the_connection(path: Path, sent: bytes,
             assert why in daemon.faults[0]
             while await sock.recv(1000):
                 pass
+
+
+async def test_a_restarted_daemon_reads_no_log_before_the_living_mount_has_found_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What that has written and not committed would be in no list of what a far site lacks."""
+    paths = SitePaths(tmp_path)
+    site: Any = SimpleNamespace(
+        name="primary", place=SimpleNamespace(paths=paths), state=SimpleNamespace(roles=None), part=None
+    )
+    link, settled = MountLink(site), []
+    await link.settle()  # no mount process: nothing to wait for
+    FileArea.create(paths.area, 1 << 20).close()
+    area = FileArea(paths.area)
+    area.lock_writer(paths.writer_lock)
+    monkeypatch.setattr("replication.site_link.ARRIVAL_SECONDS", 0.05)
+    with pytest.raises(ControlError, match="has not found the restarted daemon yet"):
+        await link.settle()
+    monkeypatch.setattr("replication.site_link.ARRIVAL_SECONDS", 20.0)
+
+    async def settle(_: dict[str, Any]) -> None:
+        settled.append(True)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(link.run)
+        nursery.start_soon(link.settle)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not settled
+        client = LocalClient(paths.socket, on_far=lambda *_: None, handlers={"settle": settle})
+        nursery.start_soon(client.run)
+        await until(lambda: bool(settled))
+        nursery.cancel_scope.cancel()
+    area.close()
