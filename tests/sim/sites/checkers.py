@@ -36,6 +36,8 @@ from vsap.virtual import VirtualArea
 
 BLOCK = 4096
 ZERO = bytes(BLOCK)
+NOBODYS = b""
+"""In place of the content of a block that is free where the stream was rebased."""
 UNKNOWN = 3
 """The code of a command that does not know whether a site did what it was told to."""
 BLOCKS = VOLUME_BYTES // BLOCK
@@ -83,14 +85,20 @@ class History:
             at = (block - first) * BLOCK
             found.put(entry.sequence, block, entry.payload[at : at + BLOCK] if entry.kind == WRITE else ZERO)
 
-    def rebase(self, epoch: int, sequence: int, area: bytes) -> int:
-        """From here on the stream is what the writer's area holds; how many blocks are not as recorded."""
+    def rebase(self, epoch: int, sequence: int, area: bytes, used: set[int]) -> int:
+        """From here on the stream is what the writer's area holds; how many blocks are not as recorded.
+
+        What its file system does not use is nobody's until it is written again, and no site need agree on it:
+        the log may even vouch for such a block, and another site have it still.
+        """
         count = 0
         for block in range(BLOCKS):
             data = area[block * BLOCK : (block + 1) * BLOCK]
             if data not in self.contents(epoch, sequence, block):
                 self.epochs[epoch].put(sequence, block, data)
                 count += 1
+            if block not in used:
+                self.epochs[epoch].put(sequence, block, NOBODYS)
         return count
 
     def contents(self, epoch: int, sequence: int, block: int) -> list[bytes]:
@@ -149,7 +157,7 @@ class Checkers:
 
     def begin(self) -> None:
         """Before the first process: all sites hold the template's stream."""
-        self.history.rebase(1, 0, self.area("primary"))
+        self.history.rebase(1, 0, self.area("primary"), set(range(BLOCKS)))
 
     def superseded(self, epoch: int, sequence: int, unprotected: bool) -> bool:
         """Whether an acknowledgement does not count, because a newer epoch goes on without that write."""
@@ -232,8 +240,9 @@ class Checkers:
         return process.host.name
 
     def is_stranger(self, site: SiteName, what: str) -> bool:
-        """Whether the daemon of another volume did something there: a violation."""
-        if self.world.hosts[site].stranger:
+        """Whether the daemon of another volume did something there: a violation, unless for its like."""
+        strangers = [host for host in self.world.hosts.values() if host.stranger]
+        if self.world.hosts[site].stranger and len(strangers) == 1:
             self.cluster.violate(f"the daemon of another volume at site {site} {what}")
         return self.world.hosts[site].stranger
 
@@ -277,8 +286,12 @@ class Checkers:
     def loss_acknowledged(self, queue: EntryQueue) -> None:
         """A queue begins: with an epoch, or after a power cut."""
         site = self.here()
+        if self.world.hosts[site].stranger:
+            return  # what is written there is none of this volume's stream
         state = queue.state()
-        changed = self.history.rebase(self.epoch[site], state.next_sequence - 1, self.area(site))
+        changed = self.history.rebase(
+            self.epoch[site], state.next_sequence - 1, self.area(site), self.allocated(site)
+        )
         # Where a crash emptied the queue, D is compared with the writer at once: it may be ahead of C by what
         # the writer alone still had, which nobody was told is safe; a take-over at C compares both again.
         self.may_follow(self.epoch[site], state.next_sequence - 1)
@@ -364,7 +377,8 @@ class Checkers:
             wrong = []
             for block in blocks:
                 file.seek(block * BLOCK)
-                if file.read(BLOCK) not in self.history.contents(epoch, sequence, block):
+                contents = self.history.contents(epoch, sequence, block)
+                if NOBODYS not in contents and file.read(BLOCK) not in contents:
                     wrong.append(block)
         self.cluster.counts["compared"] += 1
         if wrong:

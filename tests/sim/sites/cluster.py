@@ -14,6 +14,7 @@ from jfs.errors import CorruptionError, DeviceError, FileSystemError
 from jfs.filesystem import FileSystem
 from jfs.mountpoint import MountRefused
 from jfs.store import Store
+from jfs.store_options import StoreOptions
 from replication.config import SITE_NAMES, SiteName
 from replication.creating import create_volume
 from replication.errors import PeerUnreachable
@@ -47,8 +48,10 @@ class Cluster:
         """When the fsync began that the application of a mount process waits for."""
         self._finish: trio.Event | None = None
         self._paces: dict[Parked, None] = {}
-        self._hard_until = 0.0
+        self._hard_until = self._cold_until = 0.0
         self.always_sync = False
+        self.held = False
+        """A mount was refused because a command that hands the site over came to no end."""
 
     # --- daemons
 
@@ -69,6 +72,7 @@ class Cluster:
             leaves = leaves_of(process.error)
             unexpected = [error for error in leaves if not isinstance(error, EXPECTED)]
             self.world.note(f"{process.host.name} {process.name} ended: {leaves!r}")
+            self.held = self.held or any("is being handed back" in str(error) for error in leaves)
             if unexpected or process.name == "daemon":
                 self.violate(f"{process.name} at {process.host.name} ended with {leaves!r}")
 
@@ -93,7 +97,12 @@ class Cluster:
         self._finish = finish = trio.Event()
         async with open_writer(self.world.config, site, finish=finish.set) as writer:
             self.mount_epoch[site] = writer.roles.epoch
-            store = await Store.open(writer.device)
+            # What lingers in the metadata log hides what is missing in it: at times nothing does.
+            lingers = self.rng.random() < 0.5
+            options = (
+                StoreOptions() if lingers else StoreOptions(linger_seconds=0.1, idle_checkpoint_seconds=0.3)
+            )
+            store = await Store.open(writer.device, options=options)
             writer.log_status, writer.store = store.log_status, store
             file_system = FileSystem(store)
             self.world.note(f"mounted at {site} epoch {writer.roles.epoch}")
@@ -127,14 +136,14 @@ class Cluster:
         pace = Parked(self.world.loop)
         self._paces[pace] = None
         while True:
-            hard = trio.current_time() < self._hard_until
+            hard, cold = trio.current_time() < self._hard_until, trio.current_time() < self._cold_until
             pause = self.rng.choice(HARD_SECONDS if hard else EASY_SECONDS)
             await pace.wait(trio.current_time() + pause)
             try:
                 for _ in range(self.rng.choice((1, 1, 3, 8))):
-                    file = self.files.write(file_system, self.rng, written)
+                    file = self.files.write(file_system, self.rng, written, cold=cold)
                 await file_system.throttle()
-                if self.rng.random() < 0.4 or self.always_sync:
+                if not cold and (self.rng.random() < 0.4 or self.always_sync):
                     sequence = writer.device.issued_sequence
                     self.waiting[process] = trio.current_time()
                     covered = await self.files.fsync(file_system, file, written)
@@ -150,6 +159,11 @@ class Cluster:
         self._hard_until = trio.current_time() + seconds
         for pace in self._paces:
             pace.wake()
+
+    def write_cold(self, seconds: float) -> None:
+        """Let it for a while write only what was left alone before, and sync nothing."""
+        self._cold_until = trio.current_time() + seconds
+        self.work_hard(seconds)
 
     def acknowledged(self, writer: Writer, covered: Versions, sequence: int) -> None:
         """fsync has returned to the application; what was issued up to `sequence` is safe."""

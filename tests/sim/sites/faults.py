@@ -54,7 +54,7 @@ class Faults:
         self.healed = True
         for host in self.world.hosts.values():
             host.disk.full = host.held = False
-            self._power_on(host)
+            self.power_on(host)
             self.send_stranger_away(host)
         for process in list(self._stopped):
             self._go_on(process)
@@ -139,10 +139,10 @@ class Faults:
         """A machine goes down, and comes back."""
         host.cut_power()
         await trio.sleep(self.rng.choice((0.1, 1.0, 4.0)))
-        self._power_on(host)
+        self.power_on(host)
 
-    def _power_on(self, host: Host) -> None:
-        """The connections of before are gone, and who wants to reach the machine can."""
+    def power_on(self, host: Host) -> None:
+        """A machine is there again: the connections of before are gone, and who wants to reach it can."""
         if host.powered:
             return
         host.powered = True
@@ -195,7 +195,7 @@ class Faults:
         kept.rename(directory)
         self.checkers.rolled_back(host.name, epoch)
         await trio.sleep(self.rng.choice((0.1, 1.0)))
-        self._power_on(host)
+        self.power_on(host)
 
     async def answer_as_stranger(self) -> None:
         """Where a site was, the daemon of another volume answers for a while."""

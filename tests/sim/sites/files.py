@@ -45,9 +45,17 @@ class Files:
         self.acks = 0
         self.loss_accepted = False
 
-    def write(self, file_system: FileSystem, rng: random.Random, written: Versions) -> int:
-        """One write of a few blocks into some file; which file. `written`: what this mount has written."""
-        file = rng.randrange(HOT_FILES if rng.random() < 0.7 else FILES)
+    def write(
+        self, file_system: FileSystem, rng: random.Random, written: Versions, *, cold: bool = False
+    ) -> int:
+        """One write of a few blocks into some file; which file. `written`: what this mount has written.
+
+        `cold`: into one that is usually left alone.
+        """
+        if cold:
+            file = rng.randrange(HOT_FILES, FILES)
+        else:
+            file = rng.randrange(HOT_FILES if rng.random() < 0.7 else FILES)
         ino = self._inode(file_system, file)
         first = rng.randrange(BLOCKS)
         for block in range(first, min(first + rng.choice((1, 1, 2, 5)), BLOCKS)):

@@ -11,25 +11,18 @@ import trio
 
 import replication.set_receiver
 import replication.shipper
-import replication.site
 import replication.site_control
 import replication.site_parts
 import replication.site_report
-import replication.site_serve
 import replication.site_take_over
 import replication.site_writer
-import replication.sync_receiver
 from replication.frames import Frame, FrameType
 from replication.gathered import Gathered
 from replication.ranges import Covered
 from replication.received_record import Facts, ReceivedRecord
-from replication.roles import Decision, Roles, Verdict
-from replication.set_receiver import SetReceiver
-from replication.state import SiteState
-from replication.sync_copy import SyncCopy
+from replication.roles import Roles
 from replication.sync_ledger import SyncLedger
 from replication.sync_session import SyncSession
-from replication.sync_stream import SyncStream
 from tests.sim.sites.host import PROCESS
 from vsap.area import FileArea
 from vsap.entry import barrier_entry
@@ -74,21 +67,14 @@ def _set_applied_in_part() -> list[Change]:
     return [(replication.set_receiver, "apply_frame", apply)]
 
 
-def _epochs_ignored() -> list[Change]:
-    def accept(*arguments: Any, **named: Any) -> Decision:  # noqa: ANN401
-        return Decision(Verdict.ACCEPT)
+def _power_cut_at_the_sync_site_unnoticed() -> list[Change]:
+    real = ReceivedRecord._load
 
-    return [
-        (replication.site_serve, "may_connect", accept),
-        (SetReceiver, "_why_not", lambda self, frame: None),
-        (replication.site.Site, "_end_conversations", _nothing),
-        (replication.sync_receiver.SyncReceiver, "fence", lambda *arguments: None),
-        (SyncSession, "stop", lambda *arguments: None),
-    ]
+    def load(self: ReceivedRecord, path: Any) -> bool:  # noqa: ANN401
+        real(self, path)
+        return self._generation > 0
 
-
-async def _nothing(*arguments: Any) -> None:  # noqa: ANN401
-    await trio.lowlevel.checkpoint()
+    return [(ReceivedRecord, "_load", load)]
 
 
 def _positions_forgotten() -> list[Change]:
@@ -149,10 +135,6 @@ class _Blind:
         ]
 
 
-def _no_doubt_after_power_loss() -> list[Change]:
-    return [(SiteState, "doubt", lambda self, site, epoch: None)]
-
-
 def _recovery_copy_without_the_log() -> list[Change]:
     return [
         (replication.site_writer.WriterPart, "_list_ranges", lambda *arguments: []),
@@ -203,16 +185,6 @@ def _discards_not_done_at_the_sync_site() -> list[Change]:
     return [(SyncSession, "_write", write)]
 
 
-def _answers_before_the_copy_ended_forgotten() -> list[Change]:
-    real = SyncCopy._on_received
-
-    def on_received(self: SyncCopy, stream: SyncStream, frame: Frame) -> None:
-        stream.answered = 0
-        real(self, stream, frame)
-
-    return [(SyncCopy, "_on_received", on_received)]
-
-
 MUTANTS: dict[str, Callable[[], list[Change]]] = {
     function.__name__.removeprefix("_"): function
     for function in (
@@ -220,18 +192,16 @@ MUTANTS: dict[str, Callable[[], list[Change]]] = {
         _flush_without_the_sync_site,
         _flush_without_the_own_disk,
         _set_applied_in_part,
-        _epochs_ignored,
+        _power_cut_at_the_sync_site_unnoticed,
         _positions_forgotten,
         _in_step_after_power_loss,
         _copy_forgets_what_came_meanwhile,
         _first_version_of_a_long_queue,
-        _no_doubt_after_power_loss,
         _recovery_copy_without_the_log,
         _levelled_without_comparing,
         _shipped_before_eligible,
         _take_over_without_proof,
         _discards_not_done_at_the_sync_site,
-        _answers_before_the_copy_ended_forgotten,
     )
 }
 

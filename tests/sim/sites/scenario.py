@@ -40,6 +40,15 @@ class Scenario:
         self.healing = False
         self.commands = 0
         """Commands of operators that have not ended."""
+        self._forced = False
+        """The pair was suspended by force: site sync may not know, and no take-over there is without loss."""
+        received = cluster.world.config.options.complete == "received"
+        self._stories: dict[Callable[[], Awaitable[None]], int] = {
+            self.primary_lost_while_sync_is_behind: 1,
+            self.both_lose_power: 5 if received else 1,
+            self.power_lost_while_alone: 1,
+        }
+        """Several things that must come one after the other, up to the last; how often they are chosen."""
 
     # --- the run
 
@@ -61,7 +70,10 @@ class Scenario:
                 name, act = self._choose()
                 self.cluster.counts[f"fault: {name}"] += 1
                 self.world.note(f"fault {name}")
-                nursery.start_soon(act)
+                if act in self._stories:
+                    await act()
+                else:
+                    nursery.start_soon(act)
                 await trio.sleep(self.rng.choice((0.01, 0.1, 0.3, 0.6, 1.0, 3.0)))
             if not self.cluster.violations:
                 await self._end()
@@ -76,6 +88,7 @@ class Scenario:
             ("failback", self.fail_back, 3),
             ("recover", lambda: self._command("recover", lambda: recover(self.world.config)), 1),
             ("primary lost", self.lose_primary, 3),
+            *((act.__name__.replace("_", " "), act, weight) for act, weight in self._stories.items()),
         ]
         names = [name for name, _, _ in faults]
         chosen = self.rng.choices(range(len(names)), weights=[weight for _, _, weight in faults])[0]
@@ -114,9 +127,55 @@ class Scenario:
         if not self.healing:
             await self.take_over("sync")
 
-    async def _command(self, name: str, work: Callable[[], Awaitable[object]]) -> object:
+    async def primary_lost_while_sync_is_behind(self) -> None:
+        """The sync site is out for a while; then the writer's machine goes down. Nobody accepts a loss."""
+        if self.rng.random() < 0.5:
+            await self._pair("sync", "suspend", force=False)
+        else:
+            self.world.network.link("primary", "sync").change(up=False)
+            await trio.sleep(self.world.config.options.silence_seconds)
+        self.cluster.work_hard(0.2)
+        await trio.sleep(0.3)
+        self.world.network.link("primary", "sync").change(up=True)
+        self.world.nursery.start_soon(self.faults.power, self.world.hosts["primary"])
+        await self.take_over("sync", accept=False, at="sync")
+
+    async def both_lose_power(self) -> None:
+        """Both lose power just when something is acknowledged; nobody accepts a loss."""
+        self.cluster.work_hard(0.5)
+        acks, end = self.cluster.counts["acknowledged"], trio.current_time() + 0.4
+        while trio.current_time() < end and self.cluster.counts["acknowledged"] == acks:  # noqa: ASYNC110
+            await trio.sleep(0.0001)
+        sync = self.world.hosts["sync"]
+        sync.cut_power()
+        await trio.sleep(self.rng.choice((0.0, 0.003)))
+        self.world.nursery.start_soon(self.faults.power, self.world.hosts["primary"])
+        self.faults.power_on(sync)
+        self.cluster.start_daemon("sync")
+        await trio.sleep(0.5)
+        await self.take_over("sync", accept=False, at="sync")
+
+    async def power_lost_while_alone(self) -> None:
+        """The others have writes to files left alone, which this machine loses; then it writes alone."""
+        await trio.sleep(1.5)  # until the log has forgotten what is seldom written
+        self.cluster.write_cold(0.3)
+        await trio.sleep(0.1 + self.rng.random() * 0.1)
+        host = self.world.hosts["primary"]
+        links = [self.world.network.link("primary", other) for other in ("sync", "async")]
+        self.world.nursery.start_soon(self.faults.power, host)
+        for link in links:
+            link.change(up=False)
+        await trio.sleep(1.0)
+        self.cluster.work_hard(0.1)
+        await trio.sleep(1.0)
+        for link in links:
+            link.change(up=True)
+
+    async def _command(
+        self, name: str, work: Callable[[], Awaitable[object]], at: SiteName | None = None
+    ) -> object:
         """What a command says; None: it was killed."""
-        site = self.rng.choice(SITE_NAMES)
+        site: SiteName = self.rng.choice(SITE_NAMES) if at is None else at
         if not self.world.hosts[site].powered or name in self.world.hosts[site].processes:
             return NOT_STARTED
         self.commands += 1
@@ -130,12 +189,16 @@ class Scenario:
         self.cluster.counts[f"{name}: {ended}"] += 1
         return result
 
-    async def take_over(self, to: Literal["sync", "async"]) -> None:
+    async def take_over(
+        self, to: Literal["sync", "async"], *, accept: bool | None = None, at: SiteName | None = None
+    ) -> None:
         """`trisite failover`, with or without --accept-loss."""
-        accept = self.rng.random() < 0.5
+        if accept is None:
+            accept = self.rng.random() < 0.5
+        accept = accept or self._forced
         with self.checkers.command(to, accept_loss=accept) as outcome:
             result = await self._command(
-                f"failover --to {to}", lambda: failover(self.world.config, to, accept_loss=accept)
+                f"failover --to {to}", lambda: failover(self.world.config, to, accept_loss=accept), at
             )
             outcome.append(result)
         if isinstance(result, FailoverResult):
@@ -155,6 +218,8 @@ class Scenario:
             await trio.sleep(self.rng.choice((0.3, 2.0)))
 
     async def _pair(self, target: str, action: str, *, force: bool) -> None:
+        self._forced = self._forced or (force and target == "sync" and action == "suspend")
+
         async def ask() -> str:
             request = SetPair(target=target, action=action, force=force)  # type: ignore[arg-type]
             try:
@@ -190,8 +255,12 @@ class Scenario:
             if self.checkers.pairs_now(self.writer).get("sync") != "Duplex":
                 self.cluster.work_hard(0.02)  # what comes into step does so under load
             await trio.sleep(0.2)
-            states = self.checkers.pairs_now(self.writer)
-            if all(state == "Duplex" for state in states.values()):
+            states, writer = self.checkers.pairs_now(self.writer), self.writer
+            if self.cluster.held and writer != "primary" and trio.current_time() > asked + 5:
+                asked = trio.current_time()  # who began to hand the site over and could not, stays there
+                self.cluster.held = False
+                await self.take_over(writer, accept=False)
+            elif all(state == "Duplex" for state in states.values()):
                 if await self._served(when):
                     return
             elif "Suspend" in states.values() and trio.current_time() > asked + 5:

@@ -18,16 +18,20 @@ SEEDS = 2000
 SOAK_SEEDS, SOAK_PARTS = 50_000, 50
 MUTANT_SEEDS = 1000
 CAUGHT_BY = {
-    "flush_answered_before_the_disk": 1,
+    "flush_answered_before_the_disk": 3,
     "flush_without_the_sync_site": 1,
-    "flush_without_the_own_disk": 1,
+    "flush_without_the_own_disk": 3,
     "set_applied_in_part": 1,
     "recovery_copy_without_the_log": 1,
-    "shipped_before_eligible": 1,
-    "levelled_without_comparing": 11,
+    "shipped_before_eligible": 4,
+    "levelled_without_comparing": 12,
     "positions_forgotten": 1,
-    "copy_forgets_what_came_meanwhile": 1,
+    "copy_forgets_what_came_meanwhile": 3,
     "first_version_of_a_long_queue": 1,
+    "power_cut_at_the_sync_site_unnoticed": 30,
+    "take_over_without_proof": 317,
+    "discards_not_done_at_the_sync_site": 11,
+    "in_step_after_power_loss": 170,
 }
 """A seed that notices the mutant, to be tried first; any of the first thousand will do."""
 
@@ -80,7 +84,5 @@ def test_a_broken_rule_is_noticed(base: Path, name: str) -> None:
     assert noticed(base, name, [CAUGHT_BY[name], *range(1, MUTANT_SEEDS)])
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("name", sorted(MUTANTS.keys() - CAUGHT_BY.keys()))
-def test_a_rarely_needed_rule_is_missed(base: Path, name: str) -> None:
-    assert noticed(base, name, range(1, MUTANT_SEEDS))
+def test_every_mutant_is_tried() -> None:
+    assert MUTANTS.keys() == CAUGHT_BY.keys()

@@ -22,6 +22,7 @@ import jfs.attributes
 import jfs.device
 import jfs.fileio
 import jfs.filesystem
+import jfs.mkfs
 import jfs.namespace
 import jfs.nodes
 import replication.channel
@@ -74,6 +75,8 @@ class World:
         )
         self.trace: list[str] = []
         self.latency = random.Random(f"{seed} latency")
+        self.slow_disks = self.latency.random() < 0.4
+        """Every flush is work for a thread, and other things happen meanwhile."""
         sets = random.Random(f"{seed} sets")
         # So that a queue of some writes may be a long one, and need several sets all the same.
         self.set_bytes = sets.choice((8 << 20, 1 << 14, 1 << 12))
@@ -287,6 +290,8 @@ def _host_replacements(world: World) -> list[tuple[Any, str, Any]]:
         (fcntl, "flock", _flock),
         (lmdb, "open", lmdb_open),
         (vsap.queue_files, "SPARE_BYTES", 4096),
+        (vsap.area, "QUICK_FLUSH_SECONDS", -1.0 if world.slow_disks else vsap.area.QUICK_FLUSH_SECONDS),
+        (jfs.mkfs, "SMALLEST_SEGMENT_BYTES", 16384),  # so that the log of a small volume grows
         (vsap.condition, "current_boot", boot),
         (replication.received_record, "boot_id", lambda: str(boot())),
         (replication.channel, "_RECEIVE_BYTES", 16384),
