@@ -14,6 +14,7 @@ import pytest
 
 from jfs.device import BLOCK_BYTES, FileDevice
 from jfs.listing import every_file, read_listing
+from replication.shipper import LONG_SECONDS
 from tests.system.kills import OPTIONS, prepare
 from tests.system.namespaces import NetGround, Network
 from vsap.entry import DISCARD, WRITE
@@ -23,8 +24,10 @@ pytestmark = [pytest.mark.fuse]
 
 MOST: Final = 1.1
 """Of what is left: the headers of frames are the rest, and what the file system says of having caught up."""
-IDLE_SECONDS: Final = 5.0
-"""More than the file system waits before it writes a checkpoint of its own."""
+IDLE_SECONDS: Final = LONG_SECONDS + 2
+"""More than the file system waits before it writes a checkpoint of its own; and the queue is a long one then,
+however quickly it was written.
+"""
 PATIENT: Final = OPTIONS.replace("silence_seconds = 1.0", "silence_seconds = 20.0")
 
 
