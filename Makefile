@@ -67,8 +67,14 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# The simulation, which only computes, runs beside the other tests, which mostly wait.
 test: lint
-	$(BIN)/python -m pytest -m 'not soak'
+	@mkdir -p build
+	@nice -n 10 $(BIN)/python -m pytest -m 'not soak' tests/sim > build/test-sim.log 2>&1 & simulation=$$!; \
+	    trap 'kill $$simulation 2>/dev/null || true' EXIT; \
+	    status=0; $(BIN)/python -m pytest -m 'not soak' --ignore=tests/sim || status=$$?; \
+	    wait $$simulation || status=$$?; trap - EXIT; \
+	    cat build/test-sim.log; exit $$status
 
 soak: setup
 	@seed="$${SEED:-$$RANDOM$$RANDOM}"; echo "soak: seed $$seed (repeat with: make soak SEED=$$seed)"; \

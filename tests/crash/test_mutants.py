@@ -13,7 +13,7 @@ FIRST = {
     "free_before_the_batch_is_durable": 27,
     "no_flush_of_the_superblock": 16,
     "old_nodes_free_at_once": 9,
-    "size_before_the_data": 10,
+    "size_before_the_data": 48,
 }
 
 
