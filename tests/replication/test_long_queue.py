@@ -101,5 +101,5 @@ async def test_what_is_not_written_over_travels_as_it_was_written(seed: int) -> 
         seen: set[int] = set()
         receiver._on_position = lambda: seen.add(receiver.durable.sequence)
         await level(shipper, writer)
-        assert len(seen) > 2
+        assert len(seen) > 1
         assert target.area.content == writer.states[BLOCKS]
