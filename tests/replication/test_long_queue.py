@@ -1,6 +1,7 @@
 """When a queue is a long one, of which each block travels once, and what becomes of such a set."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -9,6 +10,7 @@ from replication.difference import send_piece
 from replication.far_site import FarSite
 from replication.position import Position
 from replication.set_builder import Piece
+from replication.set_journal import CheckedFrame, JournalledSet, SetJournal
 from replication.shipper import LONG_SECONDS, LONG_SETS
 from tests.replication.far_pair import BLOCK, BLOCKS, SIZE, Target, Writer
 from tests.replication.test_async_copy import following, level
@@ -85,8 +87,19 @@ async def test_a_gathered_set_that_does_not_get_through_is_smaller_the_next_time
         assert shipper._gathered_bytes in {32 * BLOCK, 64 * BLOCK}  # by how many sets it took
 
 
-async def test_what_is_not_written_over_travels_as_it_was_written(seed: int) -> None:
+async def test_what_is_not_written_over_travels_as_it_was_written(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In many sets, so that the far site comes nearer step by step."""
+    seen: set[int] = set()
+    append = SetJournal.append
+
+    def journalled(journal: SetJournal, frames: Sequence[CheckedFrame]) -> list[JournalledSet]:
+        sets = append(journal, frames)
+        seen.update(one.head.after.sequence for one in sets)
+        return sets
+
+    monkeypatch.setattr(SetJournal, "append", journalled)
     writer = Writer(random.Random(seed))
     monotonous = iter(range(BLOCKS))
     writer.chance.randrange = lambda *_: next(monotonous)  # type: ignore[method-assign]
@@ -96,10 +109,8 @@ async def test_what_is_not_written_over_travels_as_it_was_written(seed: int) -> 
         writer.write()
     writer.acknowledge()
     target = Target(random.Random(seed), Position(1, 0))
-    async with following(writer, target) as (shipper, receiver, _link):
+    async with following(writer, target) as (shipper, _receiver, _link):
         shipper._set_bytes = 2 * BLOCK
-        seen: set[int] = set()
-        receiver._on_position = lambda: seen.add(receiver.durable.sequence)
         await level(shipper, writer)
-        assert len(seen) > 1
+        assert len(seen) > 2
         assert target.area.content == writer.states[BLOCKS]
