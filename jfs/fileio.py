@@ -32,6 +32,18 @@ def blocks_of(size_bytes: int) -> int:
     return size_bytes + BLOCK_MASK >> BLOCK_SHIFT
 
 
+def _with_holes(run: Run, blocks: set[int]) -> list[Run]:
+    """A run with holes in place of these blocks of the volume."""
+    if run.start == HOLE:
+        return [run]
+    parts: list[Run] = []
+    for is_hole, group in groupby(range(run.length), lambda index: run.start + index in blocks):
+        indexes = list(group)
+        start = HOLE if is_hole else run.start + indexes[0]
+        parts.append(Run(run.file_block + indexes[0], start, len(indexes)))
+    return parts
+
+
 class FileIO(NodeTable):
     """Reading and writing. Offsets, lengths and sizes are bytes.
 
@@ -178,11 +190,11 @@ class FileIO(NodeTable):
         found = self._runs(node, first, count)
         new: list[Run] = []
         is_young = node.born_in == self._period
-        moves = self.store.vouchers.hold_any and any(self._held_in(run, first, data) for run in found)
-        if len(found) == 1 and found[0].start != HOLE and not moves:
+        changed = {block for run in found for block in self._held_in(run, first, data)}
+        if len(found) == 1 and found[0].start != HOLE and not changed:
             return self.store.write_data(ino, first, found[0].start, data, new=is_young, grows=grows)
-        if moves:
-            found = [part for run in found for part in self._without_changed(run, first, data)]
+        if changed:
+            found = [part for run in found for part in _with_holes(run, changed)]
         targets = self._fill_holes(node, found, new)
         view = memoryview(data)
         sequence = 0
@@ -197,7 +209,7 @@ class FileIO(NodeTable):
             self._give_back(ino, new)
             raise
         for run in new:
-            if moves:
+            if changed:
                 self._unmap_moved(node, run)
             node.extent = filemap.insert(self.store, ino, *run)
             node.blocks += run.length
@@ -208,21 +220,11 @@ class FileIO(NodeTable):
 
     def _held_in(self, run: Run, first: int, data: Buffer) -> list[int]:
         """The blocks of a run that are held and that data for file block `first` and on would change."""
-        if run.start == HOLE:
+        if run.start == HOLE or not self.store.vouchers.hold_any:
             return []
         at = run.file_block - first << BLOCK_SHIFT
         piece = memoryview(data)[at : at + (run.length << BLOCK_SHIFT)]
         return self.store.vouchers.changed_by(run.start, piece)
-
-    def _without_changed(self, run: Run, first: int, data: Buffer) -> list[Run]:
-        """A run with holes in place of those blocks."""
-        parts: list[Run] = []
-        changed = set(self._held_in(run, first, data))
-        for moves, group in groupby(range(run.length), lambda index: run.start + index in changed):
-            indexes = list(group)
-            start = HOLE if moves or run.start == HOLE else run.start + indexes[0]
-            parts.append(Run(run.file_block + indexes[0], start, len(indexes)))
-        return parts
 
     def _unmap_moved(self, node: Node, run: Run) -> None:
         """The file blocks of a new run are elsewhere now."""
@@ -336,8 +338,9 @@ class FileIO(NodeTable):
         start = self._runs(node, file_block, 1)[0].start
         if start == HOLE:
             return
-        if not any(self.store.read_data(start, 1)[kept:]):
-            self.store.show_more(node.ino, file_block, start)
+        block = self.store.read_data(start, 1)
+        if not any(block[kept:]):
+            self.store.show_more(node.ino, file_block, start, block)
             return
         try:
             self._replace_block(node, file_block, kept)
@@ -363,8 +366,9 @@ class FileIO(NodeTable):
         except (DeviceError, FileSystemError):
             self.store.free(ino, new, 1)
             raise
+        moved = Run(file_block, new, 1)
+        self._unmap_moved(node, moved)
+        filemap.insert(self.store, ino, *moved)
+        node.blocks += 1
         node.extent = NO_RUN
-        filemap.remove(self.store, ino, file_block, file_block + 1)
-        filemap.insert(self.store, ino, file_block, new, 1)
-        self.store.free(ino, start, 1)
         self.mark_map(node)

@@ -286,6 +286,10 @@ class LogWriter:
             raise
         return self.place.lsn - 1
 
+    def append_word(self, *, urgent: bool = False) -> int:
+        """Issue a batch that changes nothing: it only says how far the log is durable. As `append`."""
+        return self.append([b""], urgent=urgent)
+
     def _restore(
         self, place: LogPlace, segments: list[Segment], spares: list[int], appended_bytes: int
     ) -> None:

@@ -98,7 +98,7 @@ class Store:
             if end.vouched or end.unproven_lsn is not None:
                 # Nothing may change what the log's end vouches for before the log says that it was durable,
                 # and what did not count now never may: its data may be there at another site.
-                volume.writer().append([b""], urgent=True)
+                volume.writer().append_word(urgent=True)
                 await device.flush()
             epoch = max(options.epoch, volume.superblock.epoch)
             volume.changed = volume.changed or epoch != volume.superblock.epoch
@@ -192,14 +192,14 @@ class Store:
         self._coverage.wrote(ino, sequence, volume.now_ns())
         return sequence
 
-    def show_more(self, ino: int, file_block: int, start_block: int) -> None:
+    def show_more(self, ino: int, file_block: int, start_block: int, block: bytes) -> None:
         """The next commit lets the file show more of a block, which must not be durable before what was
-        written there last.
+        written there last: `block`, as it is read.
         """
         sequence = self.device.issued_sequence
         if sequence > self._flushed_sequence:
             self.volume.pending.new_sequence = sequence
-            self.vouchers.note(ino, file_block, start_block, self.read_data(start_block, 1), sequence)
+            self.vouchers.note(ino, file_block, start_block, block, sequence)
 
     def read_data(self, start_block: int, count: int) -> bytes:
         return self.device.read(start_block * BLOCK_BYTES, count * BLOCK_BYTES)
@@ -338,7 +338,7 @@ class Store:
         if self.vouchers.hold_any:
             await self._flush()
             async with self._issue_lock:
-                self.volume.writer().append([b""])
+                self.volume.writer().append_word()
             await self._flush()
 
     def _names_to_retire(self) -> Housekeeping:
@@ -410,7 +410,7 @@ class Store:
                 lsn = log.place.lsn
                 issue_changes(volume, changes, housekeeping, urgent=True)
                 if self.vouchers.hold_any and log.place.lsn == lsn:
-                    log.append([b""], urgent=True)  # says how far the log is durable
+                    log.append_word(urgent=True)
             except BaseException:
                 checkpoint.abandon()
                 self._give_back(changes)
