@@ -8,7 +8,7 @@ import pytest
 
 from jfs.batch import MAGIC_AT
 from jfs.errors import DeviceError
-from jfs.filesystem import FileSystem
+from jfs.filesystem import FileSystem, Node
 from jfs.layout import BLOCK_BYTES
 from jfs.mkfs import make_file_system
 from jfs.store import Store
@@ -26,6 +26,21 @@ async def fresh(size: int = SIZE) -> tuple[CrashDevice, FileSystem]:
     fs = FileSystem(await Store.open(device))
     await fs.commit()
     return device, fs
+
+
+async def fresh_with_file(content: bytes = BLOCK) -> tuple[CrashDevice, FileSystem, Node]:
+    """The same with a file `f` that was committed."""
+    device, fs = await fresh()
+    node = fs.make(ROOT, b"f", FILE)
+    fs.write(node.ino, 0, content)
+    await fs.commit()
+    return device, fs, node
+
+
+async def mounted_again(after: MemoryDevice) -> tuple[CrashDevice, FileSystem]:
+    """What a power cut left, mounted on a device of its own."""
+    device = CrashDevice(after.size_bytes, dict(after.blocks))
+    return device, FileSystem(await Store.open(device))
 
 
 def cut(device: CrashDevice, survives: Callable[[Written], bool]) -> MemoryDevice:

@@ -8,13 +8,22 @@ import xxhash
 
 from jfs import listing
 from jfs.errors import NoSpace
-from jfs.filesystem import FileSystem
 from jfs.layout import BLOCK_BYTES
 from jfs.replay import load_volume
-from jfs.store import Store
 from jfs.vouchers import BLOCKS_LIMIT, Voucher, Vouchers
-from tests.devices import CrashDevice, MemoryDevice
-from tests.jfs.power_cut import BLOCK, FILE, ROOT, SIZE, content, cut, fresh, is_batch, unflushed_commit
+from tests.devices import MemoryDevice
+from tests.jfs.power_cut import (
+    BLOCK,
+    FILE,
+    ROOT,
+    content,
+    cut,
+    fresh,
+    fresh_with_file,
+    is_batch,
+    mounted_again,
+    unflushed_commit,
+)
 
 digest = xxhash.xxh3_64_intdigest
 
@@ -102,10 +111,7 @@ async def test_data_and_batch_need_one_flush() -> None:
     ("kept", "expected"), [("batch", b"old"), ("data", b"old"), ("both", b"old and new")]
 )
 async def test_a_batch_without_its_data_does_not_count(kept: str, expected: bytes) -> None:
-    device, fs = await fresh()
-    node = fs.make(ROOT, b"f", FILE)
-    fs.write(node.ino, 0, b"old")
-    await fs.commit()
+    device, fs, node = await fresh_with_file(b"old")
     fs.write(node.ino, 3, b" and new")
     await unflushed_commit(fs, device)
     after = cut(device, lambda event: kept == "both" or is_batch(event) == (kept == "batch"))
@@ -127,10 +133,7 @@ async def test_what_follows_a_batch_that_vouches_is_not_durable_without_it() -> 
 
 async def test_what_was_acknowledged_stays_when_it_is_written_again() -> None:
     """The block is moved: a power cut in the middle of the second write finds the first."""
-    device, fs = await fresh()
-    node = fs.make(ROOT, b"f", FILE)
-    fs.write(node.ino, 0, BLOCK * 3)
-    await fs.commit()
+    device, fs, node = await fresh_with_file(BLOCK * 3)
     fs.write(node.ino, 5000, b"y" * 10)
     assert await content(cut(device, lambda _: True), b"f") == BLOCK * 3, (
         "no batch leads to the new block yet"
@@ -147,10 +150,7 @@ async def test_what_was_acknowledged_stays_when_it_is_written_again() -> None:
 
 async def test_a_log_that_says_more_was_durable_once() -> None:
     """A batch that is known to have been durable counts whatever became of what it vouched for."""
-    device, fs = await fresh()
-    node = fs.make(ROOT, b"f", FILE)
-    fs.write(node.ino, 0, BLOCK)
-    await fs.commit()
+    device, fs, node = await fresh_with_file()
     fs.make(ROOT, b"g", FILE)
     await fs.commit()
     start = fs._runs(node, 0, 1)[0].start
@@ -160,12 +160,8 @@ async def test_a_log_that_says_more_was_durable_once() -> None:
 
 
 async def test_a_mount_does_not_overwrite_what_the_end_of_the_log_vouches_for() -> None:
-    device, fs = await fresh()
-    node = fs.make(ROOT, b"f", FILE)
-    fs.write(node.ino, 0, BLOCK)
-    await fs.commit()
-    again = CrashDevice(SIZE, cut(device, lambda _: False).blocks)
-    fs = FileSystem(await Store.open(again))
+    device, _, node = await fresh_with_file()
+    again, fs = await mounted_again(cut(device, lambda _: False))
     fs.write(node.ino, 0, b"y" * BLOCK_BYTES)
     assert await content(cut(again, lambda event: not is_batch(event)), b"f") == b"y" * BLOCK_BYTES
 
@@ -208,10 +204,7 @@ async def test_a_listing_reads_again_where_the_end_of_the_log_was_overtaken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The area is live: what the log vouched for when it was read may have been written again since."""
-    device, fs = await fresh()
-    node = fs.make(ROOT, b"f", FILE)
-    fs.write(node.ino, 0, BLOCK)
-    await fs.commit()
+    device, _, _ = await fresh_with_file()
     real, readings = load_volume, 0
 
     def load(reading: MemoryDevice) -> object:

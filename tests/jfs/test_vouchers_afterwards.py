@@ -6,19 +6,23 @@ import trio
 from jfs import log
 from jfs.device import BLOCK_BYTES
 from jfs.errors import DeviceError
-from jfs.filesystem import FileSystem
 from jfs.listing import read_listing
-from jfs.store import Store
 from tests.devices import SECTOR_BYTES, CrashDevice, MemoryDevice, Written
-from tests.jfs.power_cut import BLOCK, FILE, ROOT, content, cut, fresh, is_batch, unflushed_commit
+from tests.jfs.power_cut import (
+    BLOCK,
+    FILE,
+    ROOT,
+    content,
+    cut,
+    fresh,
+    fresh_with_file,
+    is_batch,
+    mounted_again,
+    unflushed_commit,
+)
 from tests.jfs.world import found
 
 OTHER = b"y" * BLOCK_BYTES
-
-
-async def mounted_again(after: MemoryDevice) -> tuple[CrashDevice, FileSystem]:
-    device = CrashDevice(after.size_bytes, dict(after.blocks))
-    return device, FileSystem(await Store.open(device))
 
 
 def written_by(device: CrashDevice) -> list[Written]:
@@ -59,10 +63,7 @@ async def test_a_batch_that_does_not_count_confirms_nothing_for_good(
     part_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It alone says that an acknowledged one was durable, and will be overwritten."""
-    device, fs = await fresh()
-    node = fs.make(ROOT, b"f", FILE)
-    fs.write(node.ino, 0, BLOCK)
-    await fs.commit()
+    device, fs, _ = await fresh_with_file()
     monkeypatch.setattr(log, "PART_BYTES", part_bytes)
     before = len(written_by(device))
     for number in range(8):
@@ -86,10 +87,7 @@ async def test_a_batch_that_does_not_count_confirms_nothing_for_good(
 
 async def test_a_batch_that_did_not_count_never_does() -> None:
     """The sync site has its data: after a take-over it would take back what was acknowledged since."""
-    device, fs = await fresh()
-    node = fs.make(ROOT, b"f", FILE)
-    fs.write(node.ino, 0, BLOCK)
-    await fs.commit()
+    device, fs, node = await fresh_with_file()
     fs.make(ROOT, b"g", FILE)
     await fs.commit()
     fs.unlink(ROOT, b"f")

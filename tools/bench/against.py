@@ -20,7 +20,7 @@ from cyclopts import App, Parameter
 
 from jfs.mountpoint import check_fuse
 from tools import render
-from tools.bench.durable import PROCESSES, ROWS, Until, processor_seconds
+from tools.bench.durable import PROCESSES, ROWS, Until, go_first, middle, processor_seconds, ratios, used_us
 from tools.bench.targets import trisite
 from tools.demo.stage import Stage
 from tools.errors import ExitCode
@@ -95,15 +95,15 @@ def run(row: str, stage: Stage, seconds: float) -> Run:
     place = stage.mountpoint / row
     place.mkdir(exist_ok=True)
     work(place, Until(WARM_SECONDS))
-    before = {name: processor_seconds(stage.running[name].pid) for name in PROCESSES}
+    processes = {name: stage.running[name].pid for name in PROCESSES}
+    before = {name: processor_seconds(pid) for name, pid in processes.items()}
     until = Timed(seconds)
     work(place, until)
     took = [after - begun for begun, after in zip(until.began, until.began[1:], strict=False)] or [0.0]
-    used = {name: processor_seconds(stage.running[name].pid) - before[name] for name in PROCESSES}
     return Run(
         until.count / (sum(took) or seconds),
         statistics.median(took) * 1e6,
-        {name: used[name] / until.count * 1e6 for name in used},
+        used_us(processes, before, until.count),
     )
 
 
@@ -124,19 +124,17 @@ def with_code(code: Path | None) -> Iterator[None]:
 
 def report(row: str, first: list[Run], second: list[Run]) -> list[str]:
     """The line of a row."""
-    ratios = sorted(one.rate / other.rate for one, other in zip(first, second, strict=True))
     used = [
-        f"{statistics.median(one.processor_us[name] for one in first):.0f}"
-        f" : {statistics.median(one.processor_us[name] for one in second):.0f}"
+        " : ".join(middle(one.processor_us[name] for one in runs) for runs in (first, second))
         for name in PROCESSES
     ]
     return [
         row,
-        f"{statistics.median(one.rate for one in first):,.0f}",
-        f"{statistics.median(one.rate for one in second):,.0f}",
-        f"{statistics.median(ratios):.2f} [{ratios[0]:.2f} .. {ratios[-1]:.2f}]",
-        f"{statistics.median(one.median_us for one in first):,.0f}",
-        f"{statistics.median(one.median_us for one in second):,.0f}",
+        middle(one.rate for one in first),
+        middle(one.rate for one in second),
+        ratios((one.rate for one in first), (one.rate for one in second)),
+        middle(one.median_us for one in first),
+        middle(one.median_us for one in second),
         *used,
     ]
 
@@ -177,7 +175,7 @@ def against(
     """Measure and print a table."""
     check_fuse()
     if prefer:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # the processes started here inherit it
+        go_first()
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trisite-", dir=directory)))
         for name in ("first", "second"):

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -160,6 +160,28 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * TICK_SECONDS
 
 
+def used_us(processes: dict[str, int], before: dict[str, float], count: int) -> dict[str, float]:
+    """Processor time of each process for one of `count` operations, in us, since `before` (in seconds)."""
+    used = {name: processor_seconds(pid) - before[name] for name, pid in processes.items()}
+    return {name: seconds / count * 1e6 for name, seconds in used.items()}
+
+
+def middle(values: Iterable[float], digits: int = 0) -> str:
+    """The cell of a median."""
+    return f"{statistics.median(values):,.{digits}f}"
+
+
+def ratios(ones: Iterable[float], others: Iterable[float]) -> str:
+    """The cell of the ratios, one for each round: median, least and most."""
+    found = sorted(one / other for one, other in zip(ones, others, strict=True))
+    return f"{middle(found, 2)} [{found[0]:.2f} .. {found[-1]:.2f}]"
+
+
+def go_first() -> None:
+    """This process, and those that it starts, run before all other work of the machine; needs root."""
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+
 def run(row: str, place: Path, seconds: float, processes: dict[str, int]) -> Run:
     """One short run."""
     place = place / row
@@ -170,8 +192,7 @@ def run(row: str, place: Path, seconds: float, processes: dict[str, int]) -> Run
     began = time.perf_counter()
     ROWS[row](place, until)
     took = time.perf_counter() - began
-    used = {name: processor_seconds(pid) - before[name] for name, pid in processes.items()}
-    return Run(until.count / took, {name: used[name] / until.count * 1e6 for name in used})
+    return Run(until.count / took, used_us(processes, before, until.count))
 
 
 @contextmanager
@@ -207,17 +228,15 @@ def calls_of(row: str, place: Path, seconds: float, pid: int) -> dict[str, float
 
 def report(row: str, passed: list[Run], ours: list[Run], calls: dict[str, dict[str, float]]) -> list[str]:
     """The line of a row."""
-    ratios = sorted(one.rate / other.rate for one, other in zip(ours, passed, strict=True))
-    middle = [f"{statistics.median(one.microseconds[name] for one in ours):.0f}" for name in PROCESSES]
     counts = [f"{calls.get(name, {}).get(call, 0):.1f}" for name in ("mount", "sync") for call in CALLS]
     return [
         row,
-        f"{statistics.median(one.rate for one in passed):,.0f}",
-        f"{statistics.median(one.rate for one in ours):,.0f}",
-        f"{statistics.median(ratios):.2f} [{ratios[0]:.2f} .. {ratios[-1]:.2f}]",
+        middle(one.rate for one in passed),
+        middle(one.rate for one in ours),
+        ratios((one.rate for one in ours), (one.rate for one in passed)),
         f"{GOALS[row]}",
-        f"{statistics.median(one.microseconds['passthrough'] for one in passed):.0f}",
-        *middle,
+        middle(one.microseconds["passthrough"] for one in passed),
+        *(middle(one.microseconds[name] for one in ours) for name in PROCESSES),
         *counts,
     ]
 
@@ -254,7 +273,7 @@ def durable(
     """Measure and print a table."""
     check_fuse()
     if prefer:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # the processes started here inherit it
+        go_first()
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trisite-", dir=directory)))
         passed, pid, stage = targets(stack, place)
