@@ -16,8 +16,9 @@ from typing import Any
 import replication.shipper
 from jfs.device import FileDevice
 from jfs.errors import CorruptionError, DeviceError
+from jfs.layout import SUPERBLOCK_SLOTS
+from jfs.listing import read_listing
 from replication.config import SiteName
-from replication.listing import list_allocated
 from replication.procedures import commands
 from replication.procedures.plan import Plan, Survey
 from replication.procedures.results import FailoverResult, ProcedureRefused
@@ -390,12 +391,16 @@ class Checkers:
                 )
 
     def allocated(self, site: str) -> set[int]:
-        """The blocks that the file system in an area uses."""
+        """The blocks that the file system in an area uses.
+
+        Not those that only a batch vouches for that does not count, because they hold something else.
+        """
         token = PROCESS.set(None)
         try:
             device = FileDevice(self.world.directory / site / "area", read_only=True)
             try:
-                ranges = list_allocated(device)
+                listing = read_listing(device)
+                runs = [*listing.allocated_runs(), *((block, 1) for block in SUPERBLOCK_SLOTS)]
             finally:
                 device.close()
         except (CorruptionError, DeviceError) as error:
@@ -403,9 +408,7 @@ class Checkers:
             return set()
         finally:
             PROCESS.reset(token)
-        return {
-            block for offset, length in ranges for block in range(offset // BLOCK, (offset + length) // BLOCK)
-        }
+        return {block for start, count in runs for block in range(start, start + count)}
 
     def gathered(self) -> None:
         """What was left of a long queue went as one set."""
