@@ -37,8 +37,6 @@ from vsap.virtual import VirtualArea
 
 BLOCK = 4096
 ZERO = bytes(BLOCK)
-NOBODYS = b""
-"""In place of the content of a block that is free where the stream was rebased."""
 UNKNOWN = 3
 """The code of a command that does not know whether a site did what it was told to."""
 BLOCKS = VOLUME_BYTES // BLOCK
@@ -86,20 +84,14 @@ class History:
             at = (block - first) * BLOCK
             found.put(entry.sequence, block, entry.payload[at : at + BLOCK] if entry.kind == WRITE else ZERO)
 
-    def rebase(self, epoch: int, sequence: int, area: bytes, used: set[int]) -> int:
-        """From here on the stream is what the writer's area holds; how many blocks are not as recorded.
-
-        What its file system does not use is nobody's until it is written again, and no site need agree on it:
-        the log may even vouch for such a block, and another site have it still.
-        """
+    def rebase(self, epoch: int, sequence: int, area: bytes) -> int:
+        """From here on the stream is what the writer's area holds; how many blocks are not as recorded."""
         count = 0
         for block in range(BLOCKS):
             data = area[block * BLOCK : (block + 1) * BLOCK]
             if data not in self.contents(epoch, sequence, block):
                 self.epochs[epoch].put(sequence, block, data)
                 count += 1
-            if block not in used:
-                self.epochs[epoch].put(sequence, block, NOBODYS)
         return count
 
     def contents(self, epoch: int, sequence: int, block: int) -> list[bytes]:
@@ -158,7 +150,7 @@ class Checkers:
 
     def begin(self) -> None:
         """Before the first process: all sites hold the template's stream."""
-        self.history.rebase(1, 0, self.area("primary"), set(range(BLOCKS)))
+        self.history.rebase(1, 0, self.area("primary"))
 
     def superseded(self, epoch: int, sequence: int, unprotected: bool) -> bool:
         """Whether an acknowledgement does not count, because a newer epoch goes on without that write."""
@@ -290,9 +282,7 @@ class Checkers:
         if self.world.hosts[site].stranger:
             return  # what is written there is none of this volume's stream
         state = queue.state()
-        changed = self.history.rebase(
-            self.epoch[site], state.next_sequence - 1, self.area(site), self.allocated(site)
-        )
+        changed = self.history.rebase(self.epoch[site], state.next_sequence - 1, self.area(site))
         # Where a crash emptied the queue, D is compared with the writer at once: it may be ahead of C by what
         # the writer alone still had, which nobody was told is safe; a take-over at C compares both again.
         self.may_follow(self.epoch[site], state.next_sequence - 1)
@@ -378,8 +368,7 @@ class Checkers:
             wrong = []
             for block in blocks:
                 file.seek(block * BLOCK)
-                contents = self.history.contents(epoch, sequence, block)
-                if NOBODYS not in contents and file.read(BLOCK) not in contents:
+                if file.read(BLOCK) not in self.history.contents(epoch, sequence, block):
                     wrong.append(block)
         self.cluster.counts["compared"] += 1
         if wrong:
