@@ -87,12 +87,17 @@ class WriterPart:
             history=history_of(site.state.epoch_starts()),
             ranges_for=self._ranges_for,
             pair=pair,
-            doubted=lambda: place.state.doubted("async"),
+            doubted=self._is_target_doubted,
             settle_log=site.settle_log,
             on_far=self._on_far,
             on_pair=self._pair_keeper,
             link=self._link_to(self.target),
         )
+
+    def _is_target_doubted(self) -> bool:
+        """Whether a crash of this host lost writes that the far site of this writer may have (P4)."""
+        state, target = self._site.state, self._site.roles.async_to
+        return target is not None and state.doubted(target)
 
     def _link_to(self, target: str) -> FarLink:
         """The link to a site: the far one where it or this site is the far site, else one without a limit."""

@@ -11,10 +11,12 @@ from typing import Any, Literal
 import pytest
 import trio
 
+from replication import shipper
 from replication.client import ask_site
 from replication.config import Config, SiteName
 from replication.control import Promote, SetPair, ask
 from replication.frames import encode
+from replication.position import Judgement, Position, Standing, Stream, judge
 from replication.procedures.commands import failback, failover
 from replication.procedures.plan import Survey
 from replication.procedures.results import FailbackResult, FailoverResult, ProcedureRefused
@@ -238,6 +240,37 @@ def test_a_power_cut_after_the_return_takes_nothing_that_came_by_levelling(base:
         cluster.start_mount("primary")
         await trio.sleep(5)
         assert cluster.counts["acknowledged"] > acks
+
+    tell(base, story)
+
+
+def test_a_power_cut_at_the_async_site_while_it_writes_has_the_sync_site_compared(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sync site, which follows it, may have writes that the async site lost (seed 9105535)."""
+    standings: list[Standing] = []
+
+    def judge_and_note(far: Position, ours: Stream) -> Judgement:
+        judgement = judge(far, ours)
+        standings.append(judgement.standing)
+        return judgement
+
+    monkeypatch.setattr(shipper, "judge", judge_and_note)
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        cluster.world.hosts["primary"].kill("mount")
+        assert isinstance(await take_over(cluster, checkers, "async", "async"), FailoverResult)
+        cluster.start_mount("async")
+        await trio.sleep(2)
+        assert checkers.pairs["async", "async", "sync"] == "Duplex"
+        standings.clear()
+        cluster.world.hosts["async"].cut_power()
+        cluster.start_daemon("async")
+        await trio.sleep(1)
+        assert standings[0] is Standing.DOUBTFUL
+        cluster.start_mount("async")
+        await trio.sleep(5)
+        assert checkers.pairs["async", "async", "sync"] == "Duplex"
 
     tell(base, story)
 
