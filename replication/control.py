@@ -216,9 +216,12 @@ class Promote(ControlRequest[PromoteReply], frozen=True, kw_only=True):
 
 
 class AdoptReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The roles the site holds after the request."""
+    """The roles the site holds after the request; why it acknowledged writes without site sync in the epoch
+    before, if it did.
+    """
 
     roles: Roles
+    alone: str | None = None
 
 
 class Adopt(ControlRequest[AdoptReply], frozen=True, kw_only=True):

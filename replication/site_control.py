@@ -54,7 +54,7 @@ from replication.site_listing import allocated_of, listing_of
 from replication.site_parts import FollowPart, SyncPart, WriterPart
 from replication.site_report import report_of
 from replication.site_take_over import promote
-from replication.state import VolumeIdentity
+from replication.state import VolumeIdentity, why_alone
 from replication.words import size
 from vsap.area import is_being_written
 
@@ -142,7 +142,9 @@ class Control:
     async def _adopt(self, request: Adopt) -> AdoptReply:
         self._expect_volume(request.volume)
         await self._site.adopt(request.roles)
-        return AdoptReply(roles=self._site.roles)
+        site = self._site
+        alone = why_alone(site.state.pairs(), site.name, request.roles.epoch - 1)
+        return AdoptReply(roles=site.roles, alone=alone)
 
     async def _listing(self, request: GetListing) -> ListingReply:
         await self._site.settle_log()

@@ -7,7 +7,7 @@ the wrong site write.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ import msgspec
 import xxhash
 
 from replication.config import SiteName
+from replication.pair import Kind, State
 from replication.roles import Roles, should_adopt
 
 MAP_BYTES: Final = 64 << 20
@@ -89,6 +90,18 @@ class PairRecord(msgspec.Struct, frozen=True, kw_only=True):
     since: int
     reason: str
     epoch: int = 0
+
+
+def why_alone(records: Iterable[PairRecord], site: str, epoch: int) -> str | None:
+    """Why `site`, the writer of `epoch`, acknowledges without site sync by its own records; None where it
+    does not. Site sync need not know: the pair may have been suspended or deleted with --force.
+    """
+    for pair in records:
+        is_ours = (pair.kind, pair.source, pair.target) == (Kind.SYNC, site, "sync")
+        if is_ours and pair.epoch == epoch and pair.state in {State.SUSPEND, State.SIMPLEX}:
+            done = "suspended" if pair.state == State.SUSPEND else "deleted"
+            return f"site {site} goes on alone, its pair to site sync was {done} ({pair.reason})"
+    return None
 
 
 class PairEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from replication.config import SITE_NAMES, SiteName
 from replication.control import ListingReply, SiteReport
 from replication.procedures.results import ProcedureRefused
 from replication.roles import Roles, fork_sentence, parting, role_of, time_text
+from replication.state import why_alone
 from replication.words import sites as sites_text
 from replication.words import size
 
@@ -196,7 +197,9 @@ def _plan_sync(survey: Survey, roles: Roles, *, accept_loss: bool, listing: List
         )
     ahead = writes_ahead_of_sync(survey, roles)
     if roles.writer != "sync":
-        _refuse_unproven(report, roles, accept_loss=accept_loss, ahead=ahead)
+        writer = survey.reports.get(roles.writer)
+        alone = why_alone(writer.pairs, roles.writer, roles.epoch) if writer is not None else None
+        _refuse_unproven(report, roles, accept_loss=accept_loss, ahead=ahead, alone=alone)
     steps = [
         Step(
             name="promote",
@@ -226,17 +229,19 @@ def writes_ahead_of_sync(survey: Survey, roles: Roles) -> int:
     return max(0, far.position.durable_sequence - sync.received_sequence)
 
 
-def _refuse_unproven(report: SiteReport, roles: Roles, *, accept_loss: bool, ahead: int) -> None:
+def _refuse_unproven(
+    report: SiteReport, roles: Roles, *, accept_loss: bool, ahead: int, alone: str | None
+) -> None:
     if role_of(roles, "sync") != "sync":
         raise ProcedureRefused(
             f"site sync has no part in epoch {roles.epoch}, the writer is {roles.writer}; "
             "bring it level first with `trisite failback`",
             1,
         )
-    if not report.proven and not accept_loss:
+    if (alone is not None or not report.proven) and not accept_loss:
         better = f"; site async has {ahead:,} writes more: take over there (--to async)" if ahead else ""
         raise ProcedureRefused(
-            f"taking over at sync could lose acknowledged data: {report.proven_reason}{better}; "
+            f"taking over at sync could lose acknowledged data: {alone or report.proven_reason}{better}; "
             "bring the primary site back, or run again with --accept-loss",
             5,
         )

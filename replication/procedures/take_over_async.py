@@ -11,9 +11,8 @@ from replication.procedures.results import FailoverResult, ProcedureRefused, as_
 from replication.procedures.running import POLL_SECONDS, Progress, demand, request_if_there
 from replication.procedures.take_over_sync import (
     pair_is_stopped,
-    promote_sync,
+    promote_and_tell,
     result_of,
-    tell_others,
     wait_level,
 )
 
@@ -66,8 +65,7 @@ def _result(promoted: PromoteReply, progress: Progress) -> FailoverResult:
 
 async def _by_sync(config: Config, plan: Plan, survey: Survey, progress: Progress) -> FailoverResult:
     """Bring async level with sync first; only then does it take over, so nothing that sync has is lost."""
-    promoted = await promote_sync(config, plan, survey, progress)
-    await tell_others(config, promoted.roles, survey, progress)
+    promoted = await promote_and_tell(config, plan, survey, progress)
     with progress.step("recovery copy"):
         recovery, report = await wait_level(config, promoted.roles, survey, progress)
     if recovery != "done":

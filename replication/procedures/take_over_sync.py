@@ -2,6 +2,7 @@
 
 from typing import Final, Literal
 
+import msgspec
 import trio
 
 from replication.config import Config
@@ -34,8 +35,7 @@ DEAD_TARGET_SECONDS: Final = 6.0
 
 async def take_over_at_sync(config: Config, plan: Plan, survey: Survey, progress: Progress) -> FailoverResult:
     """Promote, let async follow, wait for the recovery copy; every step may have been taken before."""
-    promoted = await promote_sync(config, plan, survey, progress)
-    await tell_others(config, promoted.roles, survey, progress)
+    promoted = await promote_and_tell(config, plan, survey, progress)
     with progress.step("recovery copy"):
         recovery, report = await wait_level(config, promoted.roles, survey, progress)
     listing = await request_if_there(config, "sync", GetListing(limit=0))
@@ -43,7 +43,18 @@ async def take_over_at_sync(config: Config, plan: Plan, survey: Survey, progress
     return result_of(promoted, report, recovery, progress, named)
 
 
-async def promote_sync(config: Config, plan: Plan, survey: Survey, progress: Progress) -> PromoteReply:
+async def promote_and_tell(config: Config, plan: Plan, survey: Survey, progress: Progress) -> PromoteReply:
+    """The sync site becomes the writer, the others learn it. What is lost is proven only if the old writer,
+    where it answers, has not gone on alone meanwhile.
+    """
+    promoted = await _promote(config, plan, survey, progress)
+    alone = await _tell_others(config, promoted.roles, survey, progress)
+    if promoted.lost == 0 and alone is not None:
+        return msgspec.structs.replace(promoted, lost=None, sentence=f"not known: {alone}")
+    return promoted
+
+
+async def _promote(config: Config, plan: Plan, survey: Survey, progress: Progress) -> PromoteReply:
     """The sync site becomes the writer, or says that it is already."""
     epoch = plan.roles.epoch if plan.roles.writer == "sync" else plan.roles.epoch + 1
     over_fork = plan.fork_epoch is not None
@@ -56,15 +67,19 @@ async def promote_sync(config: Config, plan: Plan, survey: Survey, progress: Pro
     return promoted
 
 
-async def tell_others(config: Config, roles: Roles, survey: Survey, progress: Progress) -> None:
-    """The async site adopts the roles; so does the primary, but only if its daemon was found alive."""
+async def _tell_others(config: Config, roles: Roles, survey: Survey, progress: Progress) -> str | None:
+    """The async site adopts the roles; so does the primary, but only if its daemon was found alive. Why that
+    one acknowledged writes alone, if it did.
+    """
     if "async" in survey.reports:
         with progress.step("follow"):
             answer = await request_if_there(config, "async", Adopt(volume=survey.volume, roles=roles))
             if isinstance(answer, str):
                 progress.pending(f"site async learns it from site sync later: {answer}")
     if "primary" in survey.reports:
-        await request_if_there(config, "primary", Adopt(volume=survey.volume, roles=roles), 2.0)
+        adopted = await request_if_there(config, "primary", Adopt(volume=survey.volume, roles=roles), 2.0)
+        return None if isinstance(adopted, str) else adopted.alone
+    return None
 
 
 def is_level(copy: CopyReport | None) -> bool:

@@ -13,6 +13,7 @@ from replication.roles import (
     first_roles,
     following,
 )
+from replication.state import PairRecord
 from tests.replication.roles_made import after_take_over_at_async, after_take_over_at_sync
 
 NORMAL = first_roles(1)
@@ -139,6 +140,20 @@ def test_a_take_over_at_sync_says_what_only_async_has() -> None:
         plan_failover(behind_async(), "sync", accept_loss=False)
     plan = plan_failover(behind_async(), "sync", accept_loss=True)
     assert plan.steps[0].cost == "site async is set back by 10 writes that only it has"
+
+
+@pytest.mark.parametrize(("state", "done"), [("Suspend", "suspended"), ("Simplex", "deleted")])
+def test_a_writer_that_goes_on_alone_takes_the_proof_away(state: str, done: str) -> None:
+    """The pair was taken out with --force, so site sync takes itself to be in step."""
+    pair = PairRecord(
+        kind="sync", source="primary", target="sync", state=state, since=1, reason="asked", epoch=NORMAL.epoch
+    )
+    everyone = survey(NORMAL, "primary", "sync", pairs=[pair])
+    with pytest.raises(ProcedureRefused, match=f"goes on alone, its pair to site sync was {done}"):
+        plan_failover(everyone, "sync", accept_loss=False)
+    assert plan_failover(everyone, "sync", accept_loss=True).steps
+    former = survey(NORMAL, "primary", "sync", pairs=[msgspec.structs.replace(pair, epoch=NORMAL.epoch - 1)])
+    assert plan_failover(former, "sync", accept_loss=False).steps
 
 
 def test_loss_may_be_accepted() -> None:

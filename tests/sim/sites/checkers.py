@@ -202,10 +202,10 @@ class Checkers:
         self.position = (0, 0)
         self.dirty[site] = set(range(BLOCKS))
 
-    def took_over(self, result: FailoverResult) -> None:
-        """A command says what was lost."""
+    def took_over(self, result: FailoverResult, *, believed: bool) -> None:
+        """A command says what was lost; `believed`: if it says nothing, then nothing may be lost."""
         self.cluster.counts[f"take-over at {result.writer}, lost {result.lost}"] += 1
-        if result.lost == 0 and self.lossy == {result.epoch} and result.writer not in self.older:
+        if believed and result.lost == 0 and self.lossy == {result.epoch} and result.writer not in self.older:
             self.lossy.discard(result.epoch)
             self.cluster.files.loss_accepted = False
 

@@ -18,11 +18,11 @@ from replication.control import Promote, SetPair, ask
 from replication.frames import encode
 from replication.position import Judgement, Position, Standing, Stream, judge
 from replication.procedures.commands import failback, failover
-from replication.procedures.plan import Survey
+from replication.procedures.plan import Survey, plan_failover
 from replication.procedures.results import FailbackResult, FailoverResult, ProcedureRefused
 from replication.procedures.running import Progress
 from replication.procedures.survey import take_survey
-from replication.procedures.take_over_sync import wait_level
+from replication.procedures.take_over_sync import take_over_at_sync, wait_level
 from replication.roles import Roles
 from tests.sim.sites.checkers import UNKNOWN, Checkers, watching
 from tests.sim.sites.cluster import Cluster, copy_sites
@@ -271,6 +271,36 @@ def test_a_power_cut_at_the_async_site_while_it_writes_has_the_sync_site_compare
         cluster.start_mount("async")
         await trio.sleep(5)
         assert checkers.pairs["async", "async", "sync"] == "Duplex"
+
+    tell(base, story)
+
+
+def test_a_take_over_beside_a_writer_that_goes_on_alone_claims_no_proof(base: Path) -> None:
+    """The pair was suspended with --force just after the command had looked (seed 9125982)."""
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        config, network = cluster.world.config, cluster.world.network
+        network.link("primary", "sync").change(up=False)
+        network.reset_all("primary", "sync")
+        await trio.sleep(1)
+        survey = await cluster.operate("async", "look", lambda: take_survey(config))
+        assert isinstance(survey, Survey)
+        plan = plan_failover(survey, "sync", accept_loss=True)
+        progress = Progress(plan.steps, lambda event: None)
+        request = SetPair(target="sync", action="suspend", force=True)
+        await cluster.operate("primary", "suspend", lambda: ask_site(config, "primary", request))
+        acks = cluster.counts["acknowledged"]
+        cluster.work_hard(1)
+        await trio.sleep(2)
+        assert cluster.counts["acknowledged"] > acks
+        with checkers.command("sync", accept_loss=True) as outcome:
+            result = await cluster.operate(
+                "async", "failover", lambda: take_over_at_sync(config, plan, survey, progress)
+            )
+            outcome.append(result)
+        assert isinstance(result, FailoverResult)
+        assert result.lost is None
+        assert "site primary goes on alone" in result.lost_sentence
 
     tell(base, story)
 
