@@ -363,6 +363,17 @@ class SetPair(ControlRequest[Done], frozen=True, kw_only=True):
     force: bool = False
 
 
+class LosePosition(ControlRequest[Done], frozen=True, kw_only=True):
+    """The writer is about to bring a returning site nearer by sets that lead to no state of the stream: it
+    stands nowhere until it is level.
+    """
+
+    method = "lose_position"
+    changes = True
+    reply = Done
+    epoch: int
+
+
 class NotePair(ControlRequest[Done], frozen=True, kw_only=True):
     """The writer tells its secondary what an operator did with the pair: this end records it too."""
 
@@ -450,7 +461,8 @@ REQUESTS: Final[dict[str, type[ControlRequest[Any]]]] = {
     kind.method: kind
     for kind in (
         GetStatus, CreateVolume, Promote, Adopt, GetListing, ReportRanges, Level, GetLevel,
-        FinishMount, Drain, SetPair, NotePair, GetEvents, GetRanges, TakeMarker, GetDigests,
+        FinishMount, Drain, SetPair, LosePosition, NotePair, GetEvents, GetRanges, TakeMarker,
+        GetDigests,
     )
 }  # fmt: skip
 

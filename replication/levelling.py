@@ -12,8 +12,8 @@ from typing import Final
 import msgspec
 import trio
 
-from replication.client import dial_site
-from replication.control import LevelStatus, Range
+from replication.client import ask_site, dial_site
+from replication.control import ControlError, LevelStatus, LosePosition, Range
 from replication.difference import AtRest, CopyAborted, CopyProgress, copy_difference, copy_nearer
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.far_link import FarLink
@@ -23,6 +23,7 @@ from replication.roles import Purpose, Roles
 from replication.words import size
 from vsap.area import FileArea
 
+LOSE_SECONDS: Final = 30.0
 IDLE: Final = LevelStatus(
     running=False,
     error=None,
@@ -87,7 +88,7 @@ class Levelling:
         try:
             ranges = await trio.to_thread.run_sync(list_ranges)
             await self._copy(target, roles, sequence, ranges, at_rest=at_rest)
-        except (PeerUnreachable, PeerRefused, RemoteProtocolError, CopyAborted) as failure:
+        except (PeerUnreachable, PeerRefused, RemoteProtocolError, ControlError, CopyAborted) as failure:
             error = str(failure)
         finally:
             done = self._progress
@@ -104,6 +105,10 @@ class Levelling:
         self, target: str, roles: Roles, sequence: int, ranges: list[Range], *, at_rest: bool
     ) -> None:
         volume = self._place.volume
+        if not at_rest:
+            # It may have been level before: then a return was not finished, and the application went on here.
+            lose = LosePosition(epoch=roles.epoch)
+            await ask_site(self._place.config, target, lose, LOSE_SECONDS, caller=self._place.site)
         channel = await dial_site(self._place, target, Purpose.LEVEL, roles, newest_sequence=sequence)
         async with open_far_site(
             channel, volume=volume.uuid.bytes, epoch=roles.epoch, link=self._link_to(target)

@@ -33,6 +33,7 @@ from replication.control import (
     Level,
     LevelStatus,
     ListingReply,
+    LosePosition,
     MarkerReply,
     NotePair,
     Promote,
@@ -47,6 +48,7 @@ from replication.control import (
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.levelling import IDLE
 from replication.pair import ASKED, Kind, State
+from replication.position import NOWHERE
 from replication.ranges import intersect, normalise
 from replication.returning import keep_own_writes
 from replication.shipper import STOPPED_STATES, Shipper
@@ -85,6 +87,7 @@ class Control:
             FinishMount.method: self._finish_mount,
             Drain.method: self._drain,
             SetPair.method: self._pair,
+            LosePosition.method: self._lose_position,
             NotePair.method: self._note_pair,
             GetEvents.method: self._events,
             GetRanges.method: self._ranges,
@@ -179,6 +182,14 @@ class Control:
             quarantined_bytes=kept.quarantined_bytes,
             reason=kept.reason,
         )
+
+    async def _lose_position(self, request: LosePosition) -> Done:
+        site = self._site
+        if not (isinstance(site.part, FollowPart) and site.part.level and site.roles.epoch == request.epoch):
+            raise ControlError(f"site {site.name} is not prepared to be levelled in epoch {request.epoch}")
+        if site.part.receiver.durable != NOWHERE:
+            await site.part.receiver.reset(NOWHERE)
+        return Done()
 
     def _writer(self) -> WriterPart:
         part = self._site.part

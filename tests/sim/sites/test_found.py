@@ -18,6 +18,7 @@ from replication.control import Promote, SetPair, ask
 from replication.frames import encode
 from replication.position import Judgement, Position, Standing, Stream, judge
 from replication.procedures.commands import failback, failover
+from replication.procedures.failback import Return
 from replication.procedures.plan import Survey, plan_failover
 from replication.procedures.results import FailbackResult, FailoverResult, ProcedureRefused
 from replication.procedures.running import Progress
@@ -301,6 +302,44 @@ def test_a_take_over_beside_a_writer_that_goes_on_alone_claims_no_proof(base: Pa
         assert isinstance(result, FailoverResult)
         assert result.lost is None
         assert "site primary goes on alone" in result.lost_sentence
+
+    tell(base, story)
+
+
+def test_a_return_given_up_when_all_was_level_can_be_begun_again(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The primary site stood at a state of the stream, and no copy of a mounted volume was taken there any
+    more (seed 9127789).
+    """
+
+    async def give_up(self: Return) -> None:
+        raise ProcedureRefused("given up", 4)
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        async def go_back() -> object:
+            with checkers.command("primary") as outcome:
+                outcome.append(
+                    await cluster.operate("primary", "failback", lambda: failback(cluster.world.config))
+                )
+            return outcome[0]
+
+        cluster.world.hosts["primary"].kill("mount")
+        assert isinstance(await take_over(cluster, checkers, "sync", "sync"), FailoverResult)
+        cluster.start_mount("sync")
+        await trio.sleep(1)
+        with monkeypatch.context() as patched:
+            patched.setattr(Return, "_drain", give_up)
+            refused = await go_back()
+        assert isinstance(refused, ProcedureRefused)
+        assert refused.sentence == "given up"
+        assert isinstance(await take_over(cluster, checkers, "sync", "sync"), FailoverResult)
+        acks = cluster.counts["acknowledged"]
+        cluster.start_mount("sync")
+        cluster.work_hard(1)
+        await trio.sleep(2)
+        assert cluster.counts["acknowledged"] > acks
+        assert isinstance(await go_back(), FailbackResult)
 
     tell(base, story)
 
