@@ -91,12 +91,15 @@ class Process:
         self.listeners: dict[SimSocket, None] = {}
         self._scope = trio.CancelScope()
         self._task: trio.lowlevel.Task | None = None
+        host.processes[name] = self
 
     async def run(self, work: Callable[[], Awaitable[object]]) -> None:
         """Do the work of the process; what it raised is kept, and nobody hears of one that was killed."""
+        if self.dead:  # killed before its first instruction
+            self.ended.set()
+            return
         PROCESS.set(self)
         self._task = trio.lowlevel.current_task()
-        self.host.processes[self.name] = self
         try:
             with self._scope:
                 await work()
