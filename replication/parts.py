@@ -114,7 +114,10 @@ class Place(msgspec.Struct, frozen=True):
     def open_queue(self) -> EntryQueue:
         """The entry queue of this site."""
         return EntryQueue.open(
-            self.paths.queue, self.volume.uuid, limit_bytes=self.config.options.queue_limit_bytes
+            self.paths.queue,
+            self.volume.uuid,
+            limit_bytes=self.config.options.queue_limit_bytes,
+            area=self.paths.area,
         )
 
     def open_writer_queue(self) -> EntryQueue:

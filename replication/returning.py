@@ -173,7 +173,13 @@ def _of_writer(
         if state.oldest_sequence > first and state.next_sequence > first:
             _keep_listed(place, area, writer)
             return [], False, "its queue does not reach back far enough; everything in use is compared"
-        ranges = _read_queue(queue, writer, first, after_sequence)
+        try:
+            ranges = _read_queue(queue, writer, first, after_sequence)
+        except CorruptionError:
+            # What entries pointed to was written over: this site was nearly brought level once before, and
+            # what it alone had was kept then.
+            _keep_listed(place, area, writer)
+            return [], False, "its queue cannot be read to the end; everything in use is compared"
     finally:
         queue.close()
     return ranges, True, f"its queue names {writer.entries} writes that reached no other site"

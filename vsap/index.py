@@ -11,7 +11,9 @@ import xxhash
 from jfs.errors import CorruptionError
 from vsap.entry import Entry
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (2, 3)
+"""In format 2 no entry points into the area."""
 KEY = struct.Struct("@Q")
 """Key of an index record: the sequence, in the byte order of the machine (MDB_INTEGERKEY asks for that)."""
 RECORD = struct.Struct("<QQIIIB3xQQQ")
@@ -29,6 +31,12 @@ RECORD_BYTES = KEY.size + RECORD.size + 8
 """Bytes of the index that an entry takes at least (8 are LMDB's)."""
 
 DROP_REASONS = ("", "limit", "full", "crash", "damaged", "asked")
+
+
+IN_AREA = 0
+"""`place` of an entry whose payload is what the area holds there; its segment may be gone."""
+SAVED = 1 << 31
+"""Added to the `place` of an entry whose payload is in the file of what was saved of its segment."""
 
 
 class StateDamaged(CorruptionError):
@@ -89,7 +97,7 @@ class Record(NamedTuple):
     length: int
     segment: int
     place: int
-    """Byte of the segment file where the payload begins."""
+    """Byte of the segment file where the payload begins; IN_AREA, or with SAVED."""
     kind: int
     checksum: int
     stream_bytes: int
@@ -108,6 +116,15 @@ class Record(NamedTuple):
         if len(value) != RECORD.size or _checked(key, value) != value:
             raise CorruptionError(f"the index record of entry {KEY.unpack(key)[0]} is damaged")
         return cls.unpack(value)
+
+    @property
+    def in_segment(self) -> bool:
+        """Whether the payload is where it was appended."""
+        return IN_AREA < self.place < SAVED
+
+    def packed(self, key: bytes, place: int) -> bytes:
+        """The stored bytes of this record under its key, with the payload at another place."""
+        return pack_record(key, *self._replace(place=place))
 
     def entry(self, sequence: int, payload: bytes = b"") -> Entry:
         """The entry this record stands for."""

@@ -20,6 +20,7 @@ VERSION = 1
 HEADER = struct.Struct("<8sII16sQ16xQ")
 """magic, version, header bytes, volume, segment number, 16 zero bytes, checksum of the bytes before."""
 HEADER_BYTES = HEADER.size
+_SAVED = ".saved"
 _CACHED = 4
 """Segments kept open for reading."""
 
@@ -72,13 +73,23 @@ class SegmentFiles:
         """The file of a segment."""
         return self._directory / f"{number:010d}"
 
+    def saved_path(self, number: int) -> Path:
+        """The file of what was saved of a segment."""
+        return self._directory / f"{number:010d}{_SAVED}"
+
     def numbers(self) -> list[int]:
-        """Segments that exist, ascending."""
-        return sorted(int(name) for name in os.listdir(self._directory) if name.isdigit())
+        """Segments of which something exists, ascending."""
+        names = {name.removesuffix(_SAVED) for name in os.listdir(self._directory)}
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _files(self) -> list[Path]:
+        numbers = self.numbers()
+        paths = [*map(self.path, numbers), *map(self.saved_path, numbers)]
+        return [path for path in paths if path.exists()]
 
     def size_bytes(self) -> int:
-        """Bytes of all segment files."""
-        return sum(self.path(number).stat().st_size for number in self.numbers())
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self._files())
 
     def create(self, number: int) -> None:
         """Begins segment `number`; what an appender killed before its commit left under that number is
@@ -104,6 +115,30 @@ class SegmentFiles:
             self._writing = number
         write_all(self._writer, offset, buffers)
 
+    def save(self, number: int, payload: bytes) -> int:
+        """Write a payload of segment `number` into the file of what is saved of it; its place there.
+        OSError.
+        """
+        fd = os.open(self.saved_path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            place = os.lseek(fd, 0, os.SEEK_END)
+            if place < HEADER_BYTES:
+                place = write_all(fd, 0, (pack_header(self._volume, number),))
+            write_all(fd, place, (payload,))
+        finally:
+            os.close(fd)
+        return place
+
+    def read_saved(self, number: int, place: int, length: int) -> bytes:
+        """`length` bytes of what was saved of a segment. FileNotFoundError: removed. CorruptionError: a
+        foreign file.
+        """
+        fd = self._open_checked(self.saved_path(number), number)
+        try:
+            return os.pread(fd, length, place)
+        finally:
+            os.close(fd)
+
     def _close_writer(self) -> None:
         if self._writer >= 0:
             os.close(self._writer)
@@ -119,24 +154,33 @@ class SegmentFiles:
                 fd = self._open_reader(number)
             return os.pread(fd, length, offset)
 
-    def _open_reader(self, number: int) -> int:
-        fd = os.open(self.path(number), os.O_RDONLY | os.O_CLOEXEC)
+    def _open_checked(self, path: Path, number: int) -> int:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         if os.pread(fd, HEADER_BYTES, 0) != pack_header(self._volume, number):
             os.close(fd)
-            raise CorruptionError(f"{self.path(number)} is not segment {number} of volume {self._volume}")
+            raise CorruptionError(f"{path} is not segment {number} of volume {self._volume}")
+        return fd
+
+    def _open_reader(self, number: int) -> int:
+        fd = self._open_checked(self.path(number), number)
         while len(self._readers) >= _CACHED:
             os.close(self._readers.pop(min(self._readers)))
         self._readers[number] = fd
         return fd
 
     def remove(self, numbers: Iterable[int]) -> None:
-        """Removes segments; those already gone are no error."""
+        """Removes segments and what was saved of them; those already gone are no error."""
+        for number in numbers:
+            self.give_up(number)
+            self.saved_path(number).unlink(missing_ok=True)
+
+    def give_up(self, number: int) -> None:
+        """Removes a segment, but not what was saved of it."""
         with self._lock:
-            for number in numbers:
-                fd = self._readers.pop(number, None)
-                if fd is not None:
-                    os.close(fd)
-                self.path(number).unlink(missing_ok=True)
+            fd = self._readers.pop(number, None)
+            if fd is not None:
+                os.close(fd)
+            self.path(number).unlink(missing_ok=True)
 
     def release(self, below: int) -> None:
         """Closes what is open of segments below `below`: another process may have removed the files."""
@@ -146,8 +190,8 @@ class SegmentFiles:
 
     def sync(self) -> None:
         """Makes all segments durable."""
-        for number in self.numbers():
-            fd = os.open(self.path(number), os.O_RDONLY | os.O_CLOEXEC)
+        for path in self._files():
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
             finally:

@@ -5,15 +5,16 @@ appended survives the death of the process, not of the host. See docs/queue.md.
 """
 
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import lmdb
 
 from jfs.errors import CorruptionError
 from vsap.entry import Entry
 from vsap.index import DROP_REASONS, KEY, QueueCounts, QueueState, Record, State
-from vsap.queue_files import QueueFiles, Transaction, is_full
-from vsap.records import place_payloads
+from vsap.pointing import PointingQueue
+from vsap.queue_files import Transaction, is_full
+from vsap.records import PayloadMoved, place_payloads
 
 __all__ = ["EntryQueue", "QueueCounts", "QueueState"]
 
@@ -28,7 +29,7 @@ class _Full(Exception):
     """The host's disk (or LMDB's map) has no room."""
 
 
-class EntryQueue(QueueFiles):
+class EntryQueue(PointingQueue):
     """The queue of one volume at the writing site. One process appends; another may read, trim and record
     positions.
 
@@ -145,7 +146,8 @@ class EntryQueue(QueueFiles):
         self._next = last + 1
 
     def _append(self, entries: Sequence[Entry], eligible_sequence: int | None) -> None:
-        removed: Iterable[int] = ()
+        overwritten = self._overwritten(entries)
+        removed: list[int] = []
         try:
             with self._environment.begin(write=True) as txn:
                 state = self._state(txn)
@@ -160,13 +162,19 @@ class EntryQueue(QueueFiles):
                     state.eligible_sequence = eligible_sequence
                 if not state.far_site:
                     state.far_durable_sequence = state.next_sequence - 1
+                if overwritten:
+                    damaged = self._save(txn, overwritten)
+                    if damaged:
+                        removed += self._drop(txn, state, damaged, "damaged")
                 if state.held_bytes > self.limit_bytes:
-                    removed = self._drop(txn, state, state.common_flush_sequence, "limit")
+                    removed += self._drop(txn, state, state.common_flush_sequence, "limit")
                 self._put_state(txn, state)
         except (lmdb.Error, OSError) as error:
             if is_full(error):
                 raise _Full(str(error)) from error
             raise self._refused("append to", error) from error
+        for sequence in overwritten:
+            self._pointers.remove(sequence)
         if removed:
             self._segments.remove(removed)
 
@@ -277,6 +285,7 @@ class EntryQueue(QueueFiles):
                 self._put_state(txn, state)
             self._segments.remove(removed)
         self._next = next_sequence
+        self._forget_pointers()
 
     # --- reading
 
@@ -334,6 +343,7 @@ class EntryQueue(QueueFiles):
         return self._read(lambda: self._reader.rows(from_sequence, limit_bytes, limit_entries))
 
     def _read(self, find: Callable[[], list[tuple[int, Record]]]) -> list[Entry]:
+        before: list[tuple[int, Record]] = []
         while True:
             with self._refusals("read"):
                 rows = find()
@@ -341,10 +351,11 @@ class EntryQueue(QueueFiles):
                     return []
                 try:
                     return self._reader.with_payloads(rows)
-                except FileNotFoundError as error:
-                    # The other process dropped them after the index was read; the index says now what there
-                    # is.
-                    if self.state().oldest_sequence <= rows[0][0]:
-                        raise CorruptionError(
-                            f"the queue in {self.directory} has lost segment {rows[0][1].segment}: {error}"
-                        ) from error
+                except (FileNotFoundError, PayloadMoved) as error:
+                    # The other process dropped or moved them after the index was read; it says now what is
+                    # where.
+                    if rows == before:
+                        lost = isinstance(error, FileNotFoundError)
+                        what = f"has lost segment {rows[0][1].segment}" if lost else "has lost a payload"
+                        raise CorruptionError(f"the queue in {self.directory} {what}: {error}") from error
+                    before = rows

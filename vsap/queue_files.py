@@ -14,12 +14,22 @@ import lmdb
 
 from jfs.errors import CorruptionError, DeviceError
 from vsap.condition import Condition
-from vsap.index import DROP_REASONS, FORMAT_VERSION, VOLUME, VOLUME_MAGIC, State, StateDamaged
+from vsap.index import (
+    DROP_REASONS,
+    FORMAT_VERSION,
+    READABLE_VERSIONS,
+    VOLUME,
+    VOLUME_MAGIC,
+    State,
+    StateDamaged,
+)
 from vsap.payload import SegmentFiles
 from vsap.records import IndexReader
 
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 
+SEGMENT_BYTES = 64 << 20
+"""A segment file ends before it would be longer."""
 SPARE_BYTES = 1 << 20
 """Room kept in a file that is given up when the host's disk is full, so that LMDB can still commit the
 drop.
@@ -57,7 +67,13 @@ class QueueFiles:
     """Opens and closes a queue directory, judges after a crash, and reads and writes the state record."""
 
     def __init__(
-        self, directory: Path, volume: UUID, condition: Condition, limit_bytes: int, segment_bytes: int
+        self,
+        directory: Path,
+        volume: UUID,
+        condition: Condition,
+        limit_bytes: int,
+        segment_bytes: int,
+        area: Path | None,
     ) -> None:
         """Use `open`."""
         self.directory = directory
@@ -69,7 +85,7 @@ class QueueFiles:
         self._environment = self._open_environment()
         self._index = self._environment.open_db(b"index", integerkey=True)
         self._meta = self._environment.open_db(b"meta")
-        self._reader = IndexReader(self._environment, self._index, self._segments)
+        self._reader = IndexReader(self._environment, self._index, self._segments, area)
         self._next = 1
         self._closed = False
 
@@ -82,17 +98,20 @@ class QueueFiles:
         volume: UUID,
         *,
         limit_bytes: int = 8 << 30,
-        segment_bytes: int = 64 << 20,
+        segment_bytes: int | None = None,
         next_sequence: int = 1,
+        area: Path | None = None,
         boot: UUID | None = None,
     ) -> Self:
-        """Opens or creates the queue; `next_sequence` numbers the first entry of a new one.
+        """Opens or creates the queue; `next_sequence` numbers the first entry of a new one. `area` is the
+        one that its entries write to, and that they may point into.
 
         After a crash of the host (P4) everything in it is dropped, `state().trusted` is False until
         `acknowledge_loss()`, and numbering goes on behind every sequence that can have been issued. `boot`
         stands in for the host's boot id in tests. CorruptionError: another volume, another format.
         DeviceError: the host refuses.
         """
+        segment_bytes = SEGMENT_BYTES if segment_bytes is None else segment_bytes
         condition = Condition.open(directory, volume, boot=boot)
         queue = None
         try:
@@ -100,7 +119,7 @@ class QueueFiles:
             if lost:
                 cls._clear(directory)
             try:
-                queue = cls(directory, volume, condition, limit_bytes, segment_bytes)
+                queue = cls(directory, volume, condition, limit_bytes, segment_bytes, area)
                 queue._check_state()
             except (*_DAMAGED, StateDamaged) as error:
                 if queue is not None:
@@ -111,7 +130,7 @@ class QueueFiles:
                     raise CorruptionError(f"the index in {directory} is damaged: {error}") from error
                 lost = "damaged"
                 cls._clear(directory)
-                queue = cls(directory, volume, condition, limit_bytes, segment_bytes)
+                queue = cls(directory, volume, condition, limit_bytes, segment_bytes, area)
             queue._begin(lost, max(next_sequence, condition.ceiling if lost else 1))
         except BaseException as error:
             if queue is not None:
@@ -128,7 +147,7 @@ class QueueFiles:
         """StateDamaged where the state of a queue of this format cannot be believed."""
         with self._environment.begin() as txn:
             stored = txn.get(b"volume", db=self._meta)
-            if stored is not None and VOLUME.unpack(stored)[1] == FORMAT_VERSION:
+            if stored is not None and VOLUME.unpack(stored)[1] in READABLE_VERSIONS:
                 self._state(txn)
 
     @staticmethod
@@ -160,10 +179,12 @@ class QueueFiles:
                 magic, version, volume = VOLUME.unpack(stored)
                 if magic != VOLUME_MAGIC or volume != self.volume.bytes:
                     raise CorruptionError(f"{self.directory} is not the queue of volume {self.volume}")
-                if version != FORMAT_VERSION:
+                if version not in READABLE_VERSIONS:
                     raise CorruptionError(
                         f"{self.directory} has format {version}; this program knows {FORMAT_VERSION}"
                     )
+                if version != FORMAT_VERSION:
+                    self._put_volume(txn)
             state = self._state(txn)
         self._next = state.next_sequence
         self._environment.reader_check()
@@ -186,8 +207,11 @@ class QueueFiles:
             state.untrusted = 1
             state.dropped_through = next_sequence - 1
             state.drop_reason = DROP_REASONS.index(lost)
-        txn.put(b"volume", VOLUME.pack(VOLUME_MAGIC, FORMAT_VERSION, self.volume.bytes), db=self._meta)
+        self._put_volume(txn)
         self._put_state(txn, state)
+
+    def _put_volume(self, txn: Transaction) -> None:
+        txn.put(b"volume", VOLUME.pack(VOLUME_MAGIC, FORMAT_VERSION, self.volume.bytes), db=self._meta)
 
     def close(self) -> None:
         """Closes; the last process to close syncs everything and marks the queue clean. Harmless when

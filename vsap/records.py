@@ -1,14 +1,17 @@
 """From entries to index records and payload places, and back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import islice
+from pathlib import Path
 from typing import cast
 
 import lmdb
 
-from jfs.errors import CorruptionError
+from jfs.errors import CorruptionError, DeviceError
+from vsap.area import FileArea
 from vsap.entry import DISCARD, MARKER, Entry, checksum_of
-from vsap.index import KEY, RECORD, Record, State, pack_record
+from vsap.index import IN_AREA, KEY, RECORD, SAVED, Record, State, pack_record
 from vsap.payload import HEADER_BYTES, SegmentFiles
 
 LARGEST_SPAN = 4 << 20
@@ -17,6 +20,10 @@ LONG_PAYLOAD = 1 << 16
 """A payload from this size on is a view of what was read and no copy."""
 SCAN_BATCH = 1 << 15
 """Index records one read transaction looks at: a long one would keep LMDB from using freed pages again."""
+
+
+class PayloadMoved(Exception):
+    """The payload of an entry is not where the index said a moment ago. The argument says which."""
 
 
 def place_payloads(
@@ -77,12 +84,17 @@ class IndexReader:
     """Reads the index and the payloads it points to. In any thread."""
 
     def __init__(
-        self, environment: lmdb.Environment, index: "lmdb._Database", segments: SegmentFiles
+        self,
+        environment: lmdb.Environment,
+        index: "lmdb._Database",
+        segments: SegmentFiles,
+        area: Path | None,
     ) -> None:
-        """Of an open environment."""
+        """Of an open environment; `area` is what entries may point into."""
         self._environment = environment
         self._index = index
         self._segments = segments
+        self._area = area
 
     def rows(
         self, from_sequence: int, limit_bytes: int, limit_entries: int, *, verify: bool = True
@@ -133,13 +145,18 @@ class IndexReader:
             first += len(values)
 
     def with_payloads(self, rows: Sequence[tuple[int, Record]]) -> list[Entry]:
-        """The entries of ascending rows, verified. CorruptionError; FileNotFoundError: a segment is
-        gone.
+        """The entries of ascending rows, verified. CorruptionError; FileNotFoundError, PayloadMoved: a
+        segment is gone, or something is elsewhere by now.
         """
         self._segments.release(rows[0][1].segment)
         entries: list[Entry] = []
         number = 0
         while number < len(rows):
+            sequence, record = rows[number]
+            if not record.in_segment:
+                entries.append(record.entry(sequence, self._elsewhere(sequence, record)))
+                number += 1
+                continue
             count, segment, start, size = self._span(rows, number)
             data = self._segments.read(segment, start, size) if size else b""
             if len(data) != size:
@@ -159,6 +176,42 @@ class IndexReader:
                 entries.append(record.entry(sequence, payload))
             number += count
         return entries
+
+    def _elsewhere(self, sequence: int, record: Record) -> bytes:
+        """A payload that is in no segment."""
+        if record.place == IN_AREA:
+            payload = self.standing(record)
+        else:
+            payload = self._segments.read_saved(record.segment, record.place - SAVED, record.length)
+        if payload is None or checksum_of(payload) != record.checksum:
+            raise PayloadMoved(f"entry {sequence} is not what was appended")
+        return payload
+
+    def standing(self, record: Record) -> bytes | None:
+        """The payload of an entry as the area holds it; None where it does not hold it."""
+        if self._area is None:
+            return None
+        try:
+            with closing(FileArea(self._area, read_only=True)) as area:
+                payload = area.read(record.offset, record.length)
+        except DeviceError:
+            return None
+        return payload if checksum_of(payload) == record.checksum else None
+
+    def pointed(self) -> Iterator[tuple[int, int, int]]:
+        """(sequence, offset, length) of every entry that points into the area. Scans the index."""
+        first = 0
+        while True:
+            with self._environment.begin() as txn:
+                cursor = txn.cursor(self._index)
+                if not cursor.set_range(KEY.pack(first)):
+                    return
+                first = KEY.unpack(cursor.key())[0]
+                values = list(islice(cursor.iternext(keys=False), SCAN_BATCH))
+            for number, fields in enumerate(RECORD.iter_unpack(b"".join(values))):
+                if fields[4] == IN_AREA:
+                    yield first + number, fields[1], fields[2]
+            first += len(values)
 
     @staticmethod
     def _span(rows: Sequence[tuple[int, Record]], first: int) -> tuple[int, int, int, int]:

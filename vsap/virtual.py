@@ -25,6 +25,7 @@ from vsap.entry import (
     discard_entry,
     marker_entry,
 )
+from vsap.pointing import LOOK_SECONDS
 from vsap.positions import WritePositions
 from vsap.queue import EntryQueue
 from vsap.remote import RemoteCopy
@@ -159,17 +160,18 @@ class VirtualArea:
         """Pushes what was collected and records how far it came, at the end of a tick; until cancelled."""
         task_status.started()
         while True:
-            if not self._wake.is_set():
+            with trio.move_on_after(LOOK_SECONDS):
                 await self._wake.wait()
             self._wake = trio.Event()
             await trio.sleep(TICK_SECONDS)
             refused = False
-            for work in (self._push, self.record_progress):
+            for work in (self._push, self.record_progress, self._point):
                 try:
                     work()
                 except DeviceError:
                     # What was not pushed is kept: writes are refused and waiters told why. Positions that
-                    # were not recorded only promise less. Meanwhile the host may recover.
+                    # were not recorded only promise less, entries that do not point keep their copies.
+                    # Meanwhile the host may recover.
                     refused = True
             if refused:
                 await trio.sleep(RETRY_SECONDS)
@@ -342,6 +344,13 @@ class VirtualArea:
             if not self._far_site:
                 # Nobody ships, so nobody else trims.
                 self._queue.trim()
+
+    def _point(self) -> None:
+        """Lets entries that wait long point into the area. Not while the area lacks one that is in the queue:
+        it would be written over what was only just found standing.
+        """
+        if not self._unwritten and self._queue.point():
+            self._wake.set()
 
     def is_complete(self, sequence: int) -> bool:
         """Every write up to `sequence` is queued, in A, and received by C."""

@@ -99,7 +99,7 @@ def test_the_bytes_of_a_queue_with_one_entry(tmp_path: Path) -> None:
     assert struct.unpack("<QQIIIB3xQQQ", record) == (*fields, check)
     check = xxhash.xxh3_64_intdigest(b"state" + state[:88])
     assert struct.unpack("<9Q3I3BxQ", state) == (8, 7, 6, 0, 0, 0, 4096, 7, 0, 1, 1, 4160, 1, 0, 0, check)
-    assert volume == b"trisiteQ" + struct.pack("<I4x", 2) + VOLUME.bytes
+    assert volume == b"trisiteQ" + struct.pack("<I4x", 3) + VOLUME.bytes
     slots = (tmp_path / "condition").read_bytes()
     slot = condition.unpack_slot(slots[:512])  # the second one written: it reserves
     assert slot is not None

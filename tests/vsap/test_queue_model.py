@@ -5,17 +5,26 @@ import tempfile
 from pathlib import Path
 from uuid import UUID
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from vsap import pointing
+from vsap.area import FileArea
 from vsap.entry import Entry, discard_entry, write_entry
 from vsap.index import RECORD_BYTES
 from vsap.queue import EntryQueue
+from vsap.virtual import apply_entries
 
 VOLUME = UUID(int=77)
 LIMIT = 40_000
-SIZES = st.lists(st.sampled_from([0, 8, 512, 4096, 9000]), min_size=1, max_size=6)
+BLOCKS = 12
+WRITES = st.lists(
+    st.tuples(st.sampled_from([0, 8, 512, 4096, 4096, 8192]), st.integers(0, BLOCKS - 2)),
+    min_size=1,
+    max_size=6,
+)
 
 
 class QueueModel(RuleBasedStateMachine):
@@ -24,6 +33,15 @@ class QueueModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
+        self.patch = pytest.MonkeyPatch()
+        for name, value in (
+            ("POINT_SECONDS", 0),
+            ("LOOK_SECONDS", 0),
+            ("LEAST_BYTES", 4096),
+            ("KEPT_SHARE", 1),
+        ):
+            self.patch.setattr(pointing, name, value)
+        self.area = FileArea.create(self.directory / "area", BLOCKS * 4096)
         self.queue = self._open()
         self.held: list[Entry] = []
         self.next = 1
@@ -31,10 +49,14 @@ class QueueModel(RuleBasedStateMachine):
         self.common = self.eligible = self.dropped = 0
 
     def _open(self) -> EntryQueue:
-        return EntryQueue.open(self.directory, VOLUME, limit_bytes=LIMIT, segment_bytes=8192)
+        return EntryQueue.open(
+            self.directory / "queue", VOLUME, limit_bytes=LIMIT, segment_bytes=9000, area=self.area.path
+        )
 
     def teardown(self) -> None:
         self.queue.close()
+        self.area.close()
+        self.patch.undo()
         shutil.rmtree(self.directory)
 
     def _forget(self, through: int) -> None:
@@ -46,18 +68,19 @@ class QueueModel(RuleBasedStateMachine):
             self.dropped = max(self.dropped, through)
         self._forget(through)
 
-    @rule(sizes=SIZES, eligible=st.integers(0, 3))
-    def append(self, sizes: list[int], eligible: int) -> None:
+    @rule(writes=WRITES, eligible=st.integers(0, 3))
+    def append(self, writes: list[tuple[int, int]], eligible: int) -> None:
         batch: list[Entry] = []
-        for size in sizes:
+        for size, block in writes:
             sequence = self.next + len(batch)
             if size:
-                batch.append(write_entry(sequence, sequence, sequence * 8192, bytes([sequence % 251]) * size))
+                batch.append(write_entry(sequence, sequence, block * 4096, bytes([sequence % 251]) * size))
             else:
-                batch.append(discard_entry(sequence, sequence, sequence * 8192, 1 << 20))
+                batch.append(discard_entry(sequence, sequence, block * 4096, 4096))
         self.next += len(batch)
         eligible = max(0, self.next - 1 - eligible)
         self.queue.append_batch(batch, eligible_sequence=eligible)
+        apply_entries(self.area, [entry for entry in batch if entry.length % 4096 == 0])
         self.eligible = max(self.eligible, eligible)
         self.held += batch
         weight = sum(len(entry.payload) + RECORD_BYTES for entry in self.held)
@@ -82,6 +105,11 @@ class QueueModel(RuleBasedStateMachine):
         assert self.queue.trim(limit_entries=most) == min(most, expected)
         if self.held:
             self._forget(min(through, self.held[0].sequence + most - 1))
+
+    @rule(steps=st.integers(1, 8))
+    def point(self, steps: int) -> None:
+        while steps and self.queue.point():
+            steps -= 1
 
     @rule(back=st.integers(0, 12))
     def drop(self, back: int) -> None:
@@ -121,9 +149,9 @@ class QueueModel(RuleBasedStateMachine):
         wanted = range(max(1, self.next - 40), self.next + 2, step)
         assert self.queue.read_these(wanted) == [entry for entry in self.held if entry.sequence in wanted]
 
-    @rule(start=st.integers(0, 60), length=st.integers(1, 5))
+    @rule(start=st.integers(0, BLOCKS), length=st.integers(1, 5))
     def search(self, start: int, length: int) -> None:
-        low, high = start * 8192, (start + length) * 8192
+        low, high = start * 4096, (start + length) * 4096
         expected = any(
             entry.offset < high and entry.end > low for entry in self.held if entry.sequence > self.far[1]
         )
@@ -151,5 +179,5 @@ class QueueModel(RuleBasedStateMachine):
             assert self.queue._segments.numbers() == []
 
 
-QueueModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+QueueModel.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestQueueModel = QueueModel.TestCase

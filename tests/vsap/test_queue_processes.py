@@ -126,7 +126,7 @@ class EntryQueueContext:
     """A queue for the length of a `with`."""
 
     def __init__(self, directory: Path) -> None:
-        self.queue = EntryQueue.open(directory, VOLUME)
+        self.queue = EntryQueue.open(directory, VOLUME, area=directory.parent / "area")
 
     def __enter__(self) -> EntryQueue:
         return self.queue
@@ -151,7 +151,15 @@ def killed_at_steps(directory: Path, rng: random.Random, runs: int, *mutant: str
         assert worker.wait(60) == -signal.SIGKILL
         stop(worker)
         found.append(unnamed_differences(place))
+        check_payloads(place)
     return found
+
+
+def check_payloads(directory: Path) -> None:
+    """Every entry that is in the queue can be read, also where it points into the area."""
+    with EntryQueueContext(directory / "queue") as queue:
+        held = queue.read(0, limit_bytes=1 << 30, limit_entries=1 << 30)
+        assert len(held) == queue.next_sequence - queue.state().oldest_sequence
 
 
 def test_after_a_kill_the_queue_names_every_difference(tmp_path: Path, seed: int) -> None:
@@ -174,6 +182,7 @@ def test_killed_at_any_moment_and_continued(tmp_path: Path, seed: int) -> None:
         time.sleep(rng.random() * 0.2)
         stop(worker)
         assert unnamed_differences(directory) == []
+        check_payloads(directory)
         recover(directory)
 
 

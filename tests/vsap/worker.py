@@ -19,9 +19,12 @@ import trio
 
 from jfs.device import Buffer
 from jfs.errors import DeviceError
+from vsap import pointing
 from vsap.area import FileArea
 from vsap.entry import Entry, write_entry
+from vsap.index import Record
 from vsap.queue import EntryQueue
+from vsap.queue_files import Transaction
 from vsap.virtual import VirtualArea, apply_entries
 
 VOLUME = UUID(int=21)
@@ -30,6 +33,12 @@ BLOCKS = 64
 
 def payload(sequence: int) -> bytes:
     return sequence.to_bytes(8, "big") * 64
+
+
+def point_early() -> None:
+    """Entries of this process point into the area as soon as they are durable at A and C, short ones too."""
+    pointing.POINT_SECONDS, pointing.LOOK_SECONDS = 0.0, 0.0  # type: ignore[misc]
+    pointing.LEAST_BYTES, pointing.KEPT_SHARE = 4096, 1  # type: ignore[misc]
 
 
 def append(directory: Path, count: int) -> None:
@@ -83,6 +92,11 @@ class SteppingQueue(EntryQueue):
         super().append_batch(entries, eligible_sequence=eligible_sequence)
         self.steps.step()
 
+    def _move(self, txn: Transaction, key: bytes, record: Record, place: int) -> None:
+        self.steps.step()
+        super()._move(txn, key, record, place)
+        self.steps.step()
+
 
 class FileRemote:
     """C as another file of this machine: like the real one it survives the process that sends."""
@@ -128,7 +142,8 @@ async def write(directory: Path, seed: int, kill_at: int, kind: type[VirtualArea
     steps = Steps(kill_at)
     area = SteppingArea(directory / "area")
     remote_area = SteppingArea(directory / "remote")
-    queue = SteppingQueue.open(directory / "queue", VOLUME, segment_bytes=40_000)
+    point_early()
+    queue = SteppingQueue.open(directory / "queue", VOLUME, segment_bytes=20_000, area=area.path)
     area.steps = remote_area.steps = queue.steps = steps
     async with kind(area, queue, FileRemote(remote_area)) as device:
         print("ready", flush=True)
@@ -142,6 +157,7 @@ async def write(directory: Path, seed: int, kill_at: int, kind: type[VirtualArea
             await trio.lowlevel.checkpoint()
             if rng.random() < 0.1:
                 await device.flush()
+            device._point()
 
 
 def main() -> None:

@@ -32,6 +32,8 @@ from tests.sim.sites.host import PROCESS
 from tests.sim.sites.world import VOLUME_BYTES
 from vsap.area import FileArea
 from vsap.entry import DISCARD, WRITE, Entry
+from vsap.pointers import Pointers
+from vsap.pointing import PointingQueue
 from vsap.queue import EntryQueue
 from vsap.virtual import VirtualArea
 
@@ -295,6 +297,8 @@ class Checkers:
         for entry in entries:
             self.history.add(epoch, entry)
         state = queue.state()
+        if state.dropped_through > self.dropped_through and state.drop_reason == "damaged":
+            self.lost_payloads()
         if state.dropped_through > self.dropped_through and state.drop_reason in ("limit", "full"):
             self.cluster.counts[f"queue dropped: {state.drop_reason}"] += 1
         self.dropped_through = state.dropped_through
@@ -403,6 +407,18 @@ class Checkers:
         """What was left of a long queue went as one set."""
         self.cluster.counts["long queue gathered"] += 1
 
+    def given_up(self, pointed: int) -> None:
+        """The entries of a segment point into the area now."""
+        self.cluster.counts["entries that point into the area"] += pointed
+
+    def saved(self, entries: int) -> None:
+        """What entries pointed to was written over."""
+        self.cluster.counts["entries saved before they were written over"] += entries
+
+    def lost_payloads(self) -> None:
+        """A shipper could not read what is in its queue; no disk of this world rots."""
+        self.cluster.violate(f"payloads of the queue at {self.here()} are lost")
+
     def may_follow(self, epoch: int, sequence: int) -> None:
         """Entries up to here may be shipped."""
         self.allowed[epoch] = max(sequence, self.allowed.get(epoch, 0))
@@ -441,6 +457,9 @@ def watching(checkers: Checkers) -> Iterator[None]:
     after(SiteState, "adopt", lambda done, _, roles: checkers.adopted(roles) if done else None)
     after(EntryQueue, "acknowledge_loss", lambda _, queue: checkers.loss_acknowledged(queue))
     after(EntryQueue, "append_batch", lambda _, queue, entries, *a, **k: checkers.entered(queue, entries))
+    after(EntryQueue, "drop", lambda *_: checkers.lost_payloads())
+    after(Pointers, "take", lambda _, self, standing: checkers.given_up(len(standing)))
+    after(PointingQueue, "_overwritten", lambda found, *_: checkers.saved(len(found)))
     # Of a shipper; a difference copy gathers too, and asks for no marker.
     after(replication.shipper, "marker_of", lambda *_: checkers.gathered())
     after(SetReceiver, "_apply_sets", lambda _, self, batch, *more: checkers.applied(self, batch[-1]))

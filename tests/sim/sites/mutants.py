@@ -26,6 +26,7 @@ from replication.sync_session import SyncSession
 from tests.sim.sites.host import PROCESS
 from vsap.area import FileArea
 from vsap.entry import barrier_entry
+from vsap.pointing import PointingQueue
 from vsap.positions import WritePositions
 from vsap.queue import EntryQueue
 from vsap.virtual import VirtualArea
@@ -185,6 +186,10 @@ def _discards_not_done_at_the_sync_site() -> list[Change]:
     return [(SyncSession, "_write", write)]
 
 
+def _written_over_without_saving() -> list[Change]:
+    return [(PointingQueue, "_overwritten", lambda self, entries: [])]
+
+
 MUTANTS: dict[str, Callable[[], list[Change]]] = {
     function.__name__.removeprefix("_"): function
     for function in (
@@ -202,6 +207,7 @@ MUTANTS: dict[str, Callable[[], list[Change]]] = {
         _shipped_before_eligible,
         _take_over_without_proof,
         _discards_not_done_at_the_sync_site,
+        _written_over_without_saving,
     )
 }
 

@@ -33,6 +33,8 @@ NEEDED = {
     "a resync of the async site": "pair async Duplex-Pending",
     "a queue lost with its host": "rebased",
     "a long queue sent as one set": "long queue gathered",
+    "an entry that points into the area": "entries that point into the area",
+    "one that was saved before it was written over": "entries saved before they were written over",
 }
 """What a run of many seeds must have reached, by the count that shows it."""
 

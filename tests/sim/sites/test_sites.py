@@ -32,6 +32,7 @@ CAUGHT_BY = {
     "take_over_without_proof": 317,
     "discards_not_done_at_the_sync_site": 11,
     "in_step_after_power_loss": 170,
+    "written_over_without_saving": 20,
 }
 """A seed that notices the mutant, to be tried first; any of the first thousand will do."""
 

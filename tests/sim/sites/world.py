@@ -33,6 +33,7 @@ import replication.shipper
 import replication.state
 import vsap.area
 import vsap.condition
+import vsap.pointing
 import vsap.queue_files
 from replication.config import SITE_NAMES, Config, Options, SiteConfig, VolumeConfig
 from tests.sim.sites import network as network_module
@@ -81,6 +82,8 @@ class World:
         # So that a queue of some writes may be a long one, and need several sets all the same.
         self.set_bytes = sets.choice((8 << 20, 1 << 14, 1 << 12))
         self.gathered_bytes = sets.choice((256 << 20, 1 << 17))
+        self.points_early = sets.random() < 0.6
+        """Entries that have waited half a second point into the area, if their segment is durable."""
         self.environments: dict[str, list[Any]] = {}
         self.endless = False
         self.nursery: trio.Nursery
@@ -290,6 +293,11 @@ def _host_replacements(world: World) -> list[tuple[Any, str, Any]]:
         (fcntl, "flock", _flock),
         (lmdb, "open", lmdb_open),
         (vsap.queue_files, "SPARE_BYTES", 4096),
+        (vsap.queue_files, "SEGMENT_BYTES", 1 << 15 if world.points_early else 1 << 20),
+        (vsap.pointing, "POINT_SECONDS", 0.5 if world.points_early else 10.0),
+        (vsap.pointing, "LEAST_BYTES", 4096),
+        (vsap.pointing, "KEPT_SHARE", 1),
+        (vsap.pointing, "STEP_BYTES", 1 << 14),
         (vsap.area, "QUICK_FLUSH_SECONDS", -1.0 if world.slow_disks else vsap.area.QUICK_FLUSH_SECONDS),
         (jfs.mkfs, "SMALLEST_SEGMENT_BYTES", 16384),  # so that the log of a small volume grows
         (vsap.condition, "current_boot", boot),
