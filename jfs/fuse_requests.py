@@ -30,6 +30,7 @@ from jfs.device import Buffer
 from jfs.errors import CorruptionError, DeviceError, FileSystemError
 from jfs.fileio import privileges_cleared
 from jfs.filesystem import FileSystem, Node, Owner
+from jfs.listers import Listers
 from jfs.quiet_log import QuietLog
 
 log = logging.getLogger("jfs")
@@ -73,6 +74,7 @@ class Requests:
         # Files without blocks of which the kernel has pages to write.
         self._filling: set[int] = set()
         self._told: dict[int, int] = {}  # after an fsync: the blocks that the kernel was made to ask for
+        self._listers = Listers()
         self.looks: Final[dict[int, Handler]] = {
             wire.LOOKUP: self._lookup,
             wire.GETATTR: self._getattr,
@@ -110,7 +112,11 @@ class Requests:
 
     def _lookup(self, ino: int, request: bytes, uid: int, gid: int) -> bytes:
         node = self.fs.lookup(ino, request[wire.BODY_AT : -1])
-        return wire.MISSING if node is None else self._known(node)
+        if node is None:
+            return wire.MISSING
+        if ino in self._listers.watched and S_IFMT(node.mode) == S_IFREG:
+            self._listers.looked_up(ino)
+        return self._known(node)
 
     def _getattr(self, ino: int, request: bytes, uid: int, gid: int) -> bytes:
         node = self.fs.node(ino)
@@ -154,15 +160,26 @@ class Requests:
         return b"".join(parts)
 
     def _readdirplus(self, ino: int, request: bytes, uid: int, gid: int) -> bytes:
+        """A list in which `listers` says which names go without attributes: of those the kernel learns number
+        and type, does not count them, and looks them up when somebody asks for them.
+        """
         _, cookie, room, _, _, _, _ = wire.READ_IN.unpack_from(request, wire.BODY_AT)
-        parts: list[bytes] = []
-        fs = self.fs
-        for name, target, kind, after in fs.readdir(ino, cookie):
+        names: list[tuple[bytes, int, bytes]] = []
+        kinds: list[int] = []
+        for name, target, kind, after in self.fs.readdir(ino, cookie):
             part = wire.dirent(name, target, kind, after)
             room -= wire.ENTRY_OUT.size + len(part)
             if room < 0:
                 break
-            parts += self._listed(name, target), part
+            names.append((name, target, part))
+            kinds.append(kind)
+        pid = wire.IN_HEADER.unpack_from(request)[6]
+        bare = self._listers.bare(
+            pid, ino, kinds, lambda place: self.fs.is_held(names[place][1]), first=not cookie
+        )
+        parts: list[bytes] = []
+        for (name, target, part), is_bare in zip(names, bare, strict=True):
+            parts += wire.UNKNOWN_ENTRY if is_bare else self._listed(name, target), part
         return b"".join(parts)
 
     def _listed(self, name: bytes, target: int) -> bytes:

@@ -305,6 +305,10 @@ class Namespace(Attributes):
         store.delete(make_key(ino, INODE))
         self._forget_node(ino)
 
+    def is_held(self, ino: int) -> bool:
+        """Whether somebody (the kernel) holds the inode."""
+        return ino in self._lookups
+
     def remember_lookup(self, ino: int) -> None:
         """Somebody (the kernel) holds the inode once more."""
         self._lookups.add(ino)

@@ -1,20 +1,28 @@
-"""The kernel's end of /dev/fuse, and libfuse's end of the door, played by a test."""
+"""The kernel's end of /dev/fuse, and libfuse's end of the door, played by a test; and a real kernel's."""
 
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import pytest
 import trio
 
 from jfs import fuse_door
 from jfs import fuse_wire as wire
+from jfs.device import FileDevice
 from jfs.filesystem import FileSystem
 from jfs.fuse_door import Door
 from jfs.fuse_gate import Gate
 from jfs.fuse_requests import Requests
+from jfs.mkfs import make_file_system
+from jfs.mountpoint import MountOptions
+from jfs.store import Store
 
 ROOT = (0, 0)
 SOMEBODY = (1000, 1000)
@@ -22,10 +30,10 @@ OFFERED = fuse_door.PROMISES | fuse_door.FUSE_ATOMIC_O_TRUNC | 1
 
 
 def request(
-    opcode: int, ino: int, body: bytes = b"", *, unique: int = 7, user: tuple[int, int] = ROOT
+    opcode: int, ino: int, body: bytes = b"", *, unique: int = 7, user: tuple[int, int] = ROOT, pid: int = 1
 ) -> bytes:
     """A request as the kernel sends it."""
-    return wire.IN_HEADER.pack(wire.BODY_AT + len(body), opcode, unique, ino, *user, 1, 0, 0) + body
+    return wire.IN_HEADER.pack(wire.BODY_AT + len(body), opcode, unique, ino, *user, pid, 0, 0) + body
 
 
 def read_in(offset: int, size: int, flags: int = os.O_RDONLY) -> bytes:
@@ -164,3 +172,37 @@ async def kernel_for(file_system: FileSystem) -> AsyncIterator[Kernel]:
             nursery.cancel_scope.cancel()
     finally:
         kernel.close()
+
+
+@asynccontextmanager
+async def mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[FileSystem, Path, Counter[int]]]:
+    """A new file system, mounted, where it is, and how often the kernel has asked for each opcode."""
+    fuse = pytest.importorskip("jfs.fuse", reason="libfuse or pyfuse3 is not installed", exc_type=ImportError)
+    asked: Counter[int] = Counter()
+    real = Door._take
+
+    def counting(door: Door, asking: bytes) -> bool:
+        asked[wire.IN_HEADER.unpack_from(asking)[1]] += 1
+        return real(door, asking)
+
+    monkeypatch.setattr(Door, "_take", counting)
+    device = FileDevice(tmp_path / "image", create_bytes=64 << 20)
+    await make_file_system(device, volume_uuid=UUID(int=5), epoch=1, label="")
+    file_system = FileSystem(await Store.open(device))
+    place = tmp_path / "mnt"
+    place.mkdir()
+    ready, stop = trio.Event(), trio.Event()
+
+    async def serve() -> None:
+        await fuse.serve(file_system, str(place), MountOptions(), ready=ready.set, stop=stop)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        await ready.wait()
+        try:
+            yield file_system, place, asked
+        finally:
+            stop.set()
+    device.close()

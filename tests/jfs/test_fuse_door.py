@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import struct
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from stat import S_IFREG, S_IMODE
@@ -16,14 +15,13 @@ import trio.testing
 
 from jfs import fuse_door, fuse_requests, namespace
 from jfs import fuse_wire as wire
-from jfs.device import Buffer, FileDevice
+from jfs.device import Buffer
 from jfs.errors import CorruptionError, DeviceError, FileSystemError, NoSpace
 from jfs.fileio import PIECE_EXTENTS
 from jfs.filesystem import FileSystem
 from jfs.fuse_requests import WRITES_AHEAD
 from jfs.layout import INODE, make_key
 from jfs.mkfs import make_file_system
-from jfs.mountpoint import MountOptions
 from jfs.store import Store
 from tests.devices import MemoryDevice
 from tests.jfs.fuse_kernel import (
@@ -33,6 +31,7 @@ from tests.jfs.fuse_kernel import (
     kernel_for,
     mkdir_in,
     mknod_in,
+    mounted,
     read_in,
     request,
     setattr_in,
@@ -448,40 +447,16 @@ def test_what_the_kernel_offers() -> None:
 @pytest.mark.fuse
 async def test_what_a_real_kernel_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It asks for capabilities once and not at every write, and does not tell of files that it opens."""
-    fuse = pytest.importorskip("jfs.fuse", reason="libfuse or pyfuse3 is not installed", exc_type=ImportError)
-    asked: Counter[int] = Counter()
-    real = fuse_door.Door._take
 
-    def counting(door: fuse_door.Door, asking: bytes) -> bool:
-        asked[wire.IN_HEADER.unpack_from(asking)[1]] += 1
-        return real(door, asking)
-
-    monkeypatch.setattr(fuse_door.Door, "_take", counting)
-    device = FileDevice(tmp_path / "image", create_bytes=64 << 20)
-    await make_file_system(device, volume_uuid=UUID(int=5), epoch=1, label="")
-    file_system = FileSystem(await Store.open(device))
-    place = tmp_path / "mnt"
-    place.mkdir()
-    ready, stop = trio.Event(), trio.Event()
-
-    def work() -> None:
+    def work(place: Path) -> None:
         for _ in range(WRITES):
             file = os.open(place / "f", os.O_RDWR | os.O_CREAT)
             os.pwrite(file, b"x", 5)
             os.listdir(place)
             os.close(file)
 
-    async def serve() -> None:
-        await fuse.serve(file_system, str(place), MountOptions(), ready=ready.set, stop=stop)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        await ready.wait()
-        try:
-            await trio.to_thread.run_sync(work)
-        finally:
-            stop.set()
-    device.close()
+    async with mounted(tmp_path, monkeypatch) as (_, place, asked):
+        await trio.to_thread.run_sync(work, place)
     assert asked[wire.GETXATTR] <= 5
     assert asked[wire.MKNOD] == 1
     release, release_directory = 18, 29
