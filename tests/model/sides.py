@@ -274,10 +274,17 @@ class Interface:
         self.fs.setattr(self._followed(path).ino, size=size, mtime_ns=now_ns())
 
     def set_xattr(self, path: Steps, name: str, value: bytes) -> None:
-        self.fs.setxattr(self._followed(path).ino, name.encode(), value)
+        self.fs.setxattr(self._with_xattrs(path, name), name.encode(), value)
 
     def remove_xattr(self, path: Steps, name: str) -> None:
-        self.fs.removexattr(self._followed(path).ino, name.encode())
+        self.fs.removexattr(self._with_xattrs(path, name), name.encode())
+
+    def _with_xattrs(self, path: Steps, name: str) -> int:
+        """The kernel sees to this alone: only files and directories have attributes of users."""
+        node = self._followed(path)
+        if name.startswith("user.") and not (stat.S_ISREG(node.mode) or stat.S_ISDIR(node.mode)):
+            raise FileSystemError(errno.EPERM)
+        return node.ino
 
     def open(self, number: int, path: Steps, append: bool) -> None:
         self._place(path)
