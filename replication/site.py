@@ -73,6 +73,8 @@ class Site:
         self._nursery: trio.Nursery | None = None
         self._paused = False
         self._resumed = trio.Event()
+        self._over = False
+        """The daemon ends: no part will be opened any more."""
 
     @property
     def roles(self) -> Roles:
@@ -88,6 +90,13 @@ class Site:
 
     async def run_part(self) -> None:
         """Keep the part of the newest roles open; a part that cannot be opened is tried again."""
+        try:
+            await self._keep_part()
+        finally:
+            self._over = True
+            self._wired.set()
+
+    async def _keep_part(self) -> None:
         while True:
             with trio.CancelScope() as self._scope:
                 try:
@@ -121,8 +130,9 @@ class Site:
                 self._wired = trio.Event()
                 self._paused = False
                 self._resumed.set()
-                with trio.CancelScope(shield=True):
-                    await self._wired.wait()
+                if not self._over:
+                    with trio.CancelScope(shield=True):
+                        await self._wired.wait()
 
     @property
     def part_sentence(self) -> str:

@@ -115,12 +115,20 @@ class Process:
             self.ended.set()
 
     def kill(self) -> None:
-        """From this instant on it does nothing more. Its tasks unwind by and by."""
+        """From this instant on it does nothing more. Its tasks unwind by and by.
+
+        One that then waits, shielded, for another task that is gone keeps the run from ending: it would
+        have kept the process from ending at SIGTERM.
+        """
         self.dead = True
         self._release()
         self.host.loop.go_on(self)
         self._scope.cancel()
         self.lift_shields()
+
+    def terminate(self) -> None:
+        """SIGTERM: its tasks are cancelled, and clean up before it ends."""
+        self._scope.cancel()
 
     def _release(self) -> None:
         for end in list(self.ends):

@@ -162,7 +162,8 @@ class Loop(trio.abc.Clock):
                     events = yield 1.0
                     runner.io_manager.process_events(events)
                     if not events:
-                        raise AssertionError("every task waits, and nothing will ever happen")
+                        waiting = "\n".join(_place(task) for task in runner.tasks)
+                        raise AssertionError(f"every task waits, and nothing will ever happen:\n{waiting}")
                 batch = sorted(runner.runq, key=lambda task: task._counter)
                 runner.runq.clear()
                 if len(batch) > 1:
@@ -255,3 +256,10 @@ class Loop(trio.abc.Clock):
                 task._attempt_delivery_of_any_pending_cancel()
             return
         runner.task_exited(task, ended)
+
+
+def _place(task: trio.lowlevel.Task) -> str:
+    """Which task it is, and where it waits."""
+    places = [f"{frame.f_code.co_filename}:{line}" for frame, line in task.iter_await_frames()]
+    ours = [place for place in places if "/trio/" not in place]
+    return f"{task.name} at {(ours or places)[-1]}"

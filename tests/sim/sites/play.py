@@ -104,7 +104,11 @@ def play(base: Path, seed: int) -> Outcome:
         checkers.begin()
         scenario = Scenario(cluster, checkers, random.Random(f"scenario {seed}"))
         with watching(checkers):
-            run(world, scenario.run)
+            try:
+                run(world, scenario.run)
+            except Exception as error:
+                error.add_note(f"seed {seed}")
+                raise
         if world.endless:
             cluster.violate(f"the sites went on for {MOST_STEPS} steps without an end")
         cluster.counts["checked"] += checkers.checked

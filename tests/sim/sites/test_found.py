@@ -25,9 +25,11 @@ from replication.procedures.running import Progress
 from replication.procedures.survey import take_survey
 from replication.procedures.take_over_sync import take_over_at_sync, wait_level
 from replication.roles import Roles
+from replication.state import SiteState
 from tests.sim.sites.checkers import UNKNOWN, Checkers, watching
 from tests.sim.sites.cluster import Cluster, copy_sites
 from tests.sim.sites.faults import Faults
+from tests.sim.sites.host import PROCESS
 from tests.sim.sites.play import prepared
 from tests.sim.sites.world import World, run
 
@@ -445,5 +447,28 @@ def test_a_command_ends_when_another_one_changes_the_writer_meanwhile(base: Path
             refused = await cluster.operate("sync", "wait", wait)
         assert isinstance(refused, ProcedureRefused)
         assert "another command has changed the writer" in refused.sentence
+
+    tell(base, story)
+
+
+def test_a_daemon_that_is_told_to_end_while_it_adopts_roles_ends(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever adopts waits for the part of the new roles, which nobody opens any more."""
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        daemon = cluster.world.hosts["async"].processes["daemon"]
+        adopt = SiteState.adopt
+
+        def meanwhile(state: SiteState, roles: Roles) -> bool:
+            if PROCESS.get() is daemon:
+                daemon.terminate()
+            return adopt(state, roles)
+
+        monkeypatch.setattr(SiteState, "adopt", meanwhile)
+        cluster.world.hosts["primary"].kill("mount")
+        await take_over(cluster, checkers, "sync", "sync")
+        with trio.fail_after(60):
+            await daemon.ended.wait()
 
     tell(base, story)
