@@ -94,9 +94,8 @@ class VirtualArea:
     """A block device (`jfs.device.BlockDevice`) whose writes are queued, written and replicated in P2's
     order.
 
-    Works inside `async with`, which runs the task that pushes at the end of a tick, or with `run` in the
-    caller's nursery. All calls from the one trio thread. `queue`, `area` and `positions` are closed by
-    whoever opened them.
+    Works inside `async with`, which runs the task that pushes at the end of a tick. All calls from the one
+    trio thread. `queue`, `area` and `positions` are closed by whoever opened them.
     """
 
     def __init__(
@@ -142,7 +141,8 @@ class VirtualArea:
     async def __aenter__(self) -> Self:
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
-        await self._nursery.start(self.run)
+        # Nothing here may be cancelled: who does not return is not left either, and the nursery stays open.
+        self._nursery.start_soon(self.run)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -156,9 +156,8 @@ class VirtualArea:
                 # Not told of an error of the body: it goes on as it is, not wrapped in a group.
                 await self._manager.__aexit__(None, None, None)
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Pushes what was collected and records how far it came, at the end of a tick; until cancelled."""
-        task_status.started()
         while True:
             with trio.move_on_after(LOOK_SECONDS):
                 await self._wake.wait()

@@ -74,6 +74,14 @@ async def test_reads_see_every_issued_write(site: Site) -> None:
         assert device.issued_sequence == 3
 
 
+async def test_it_may_be_cancelled_while_it_is_entered(site: Site) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with site.virtual():
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
 async def test_the_caller_may_reuse_its_buffer(site: Site) -> None:
     async with site.virtual() as device:
         buffer = bytearray(A)
