@@ -101,9 +101,7 @@ class Site:
             with trio.CancelScope() as self._scope:
                 try:
                     async with open_part(self) as part:
-                        self.part = part
-                        self._wired.set()
-                        await trio.sleep_forever()
+                        await self._play(part)
                 except (DeviceError, CorruptionError, JournalError, StateError, OSError) as error:
                     log.error("site %s cannot play its part: %s", self.name, error)
                     self.part = AwayPart(str(error), faulty=True)
@@ -114,6 +112,16 @@ class Site:
             if self._paused:
                 self._wired.set()
                 await self._resumed.wait()
+
+    async def _play(self, part: Part) -> None:
+        """Until cancelled; nobody is served any more when the part is closed, also where the daemon ends."""
+        self.part = part
+        self._wired.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._end_conversations()
 
     @asynccontextmanager
     async def without_part(self) -> AsyncIterator[None]:
@@ -178,10 +186,10 @@ class Site:
             yield
         finally:
             del self._conversations[channel]
+            ended.set()
             if not self._conversations:
                 self.connected_since, self.silent_since = None, time.time_ns()
                 self.pair_end.look()
-            ended.set()
 
     async def _end_conversations(self) -> None:
         """A connection must not outlive the part that serves it: nobody would ever answer it again."""

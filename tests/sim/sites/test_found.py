@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from replication import shipper
 from replication.client import ask_site
 from replication.config import Config, SiteName
 from replication.control import Promote, SetPair, ask
-from replication.frames import encode
+from replication.frames import Frame, encode
 from replication.position import Judgement, Position, Standing, Stream, judge
 from replication.procedures.commands import failback, failover
 from replication.procedures.failback import Return
@@ -26,6 +26,7 @@ from replication.procedures.survey import take_survey
 from replication.procedures.take_over_sync import take_over_at_sync, wait_level
 from replication.roles import Roles
 from replication.state import SiteState
+from replication.sync_session import SyncSession
 from tests.sim.sites.checkers import UNKNOWN, Checkers, watching
 from tests.sim.sites.cluster import Cluster, copy_sites
 from tests.sim.sites.faults import Faults
@@ -468,6 +469,30 @@ def test_a_daemon_that_is_told_to_end_while_it_adopts_roles_ends(
         monkeypatch.setattr(SiteState, "adopt", meanwhile)
         cluster.world.hosts["primary"].kill("mount")
         await take_over(cluster, checkers, "sync", "sync")
+        with trio.fail_after(60):
+            await daemon.ended.wait()
+
+    tell(base, story)
+
+
+def test_a_daemon_that_is_told_to_end_serves_nobody_from_files_it_has_closed(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversation that had a thread at work when the daemon was told went on with the frames it held."""
+
+    async def story(cluster: Cluster, checkers: Checkers) -> None:
+        daemon = cluster.world.hosts["sync"].processes["daemon"]
+        burst = SyncSession._burst
+
+        async def with_a_thread(session: SyncSession, frames: Sequence[Frame]) -> None:
+            if PROCESS.get() is daemon:
+                daemon.terminate()
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(0.1)
+            await burst(session, frames)
+
+        monkeypatch.setattr(SyncSession, "_burst", with_a_thread)
+        cluster.work_hard(0.3)
         with trio.fail_after(60):
             await daemon.ended.wait()
 
