@@ -184,14 +184,17 @@ class SyncCopy(SyncLedger):
         with trio.move_on_after(timeout_seconds):
             if self._in_step:
                 heard = await self._flush_with(FLUSH_CLEAN if self._protect else 0)
-        self._finished = True
-        # Nobody will answer any more: who still waits, or would write, must hear of it.
-        self._permanent = self._permanent or DeviceError(errno.ENODEV, "the volume was unmounted")
-        self._changed()
+        self._end()
         self._attention.set()
         if self._stream is not None:
             self._stream.channel.close("the volume was unmounted")
         return heard
+
+    def _end(self) -> None:
+        """Nobody will answer any more: who still waits, or would write, must hear of it."""
+        self._finished = True
+        self._permanent = self._permanent or DeviceError(errno.ENODEV, "the volume was unmounted")
+        self._changed()
 
     async def suspend(
         self, reason: str, *, timeout_seconds: float = 5.0, force: bool = False, delete: bool = False
@@ -243,16 +246,19 @@ class SyncCopy(SyncLedger):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the secondary connected until cancelled, or until `finish`."""
         self._out_since = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
-            task_status.started()
-            while not self._finished:
-                if self._stopped:
-                    await self._attention.wait()
-                    self._attention = trio.Event()
-                    continue
-                await self._connect_once()
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
+                task_status.started()
+                while not self._finished:
+                    if self._stopped:
+                        await self._attention.wait()
+                        self._attention = trio.Event()
+                        continue
+                    await self._connect_once()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._end()
 
     @property
     def _stopped(self) -> bool:

@@ -365,6 +365,23 @@ async def test_a_clean_end_and_a_suspension_are_noted(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
 
 
+async def test_who_waits_shielded_hears_that_the_copy_was_cancelled() -> None:
+    """Another task of the mount process failed: a checkpoint, which is shielded, kept it from ending."""
+    writer = Writer()
+
+    async def dial() -> Channel:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    copy = writer.make_copy(dial)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(copy.run)
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True), pytest.raises(DeviceError, match="unmounted"):
+                await copy.wait_durable(writer.write(1, blocks([1])))
+
+
 async def test_a_pair_suspended_while_it_connects_does_not_come_into_step(tmp_path: Path) -> None:
     """The secondary would prove what is no longer so, and after the resync nobody would say Duplex."""
     secondary, writer = Secondary(tmp_path), Writer()
