@@ -203,6 +203,7 @@ class PromoteReply(msgspec.Struct, frozen=True, kw_only=True):
 class Promote(ControlRequest[PromoteReply], frozen=True, kw_only=True):
     """Become the writer of `epoch` of the volume; the site itself says from which sequence on. Asking again
     changes nothing. `over_fork`: it writes already, and another site does in an epoch of the same number.
+    `doubt`: what other sites say that contradicts its own proof of having everything.
     """
 
     method = "promote"
@@ -213,6 +214,7 @@ class Promote(ControlRequest[PromoteReply], frozen=True, kw_only=True):
     async_to: SiteName | None
     drained_sequence: int | None = None
     over_fork: bool = False
+    doubt: str | None = None
 
 
 class AdoptReply(msgspec.Struct, frozen=True, kw_only=True):

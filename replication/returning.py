@@ -171,7 +171,7 @@ def _of_writer(
             return [], False, "its queue had overflowed; everything in use is compared"
         first = min(after_sequence, state.common_flush_sequence) + 1
         if state.oldest_sequence > first and state.next_sequence > first:
-            _keep_listed(place, area, writer)
+            _keep_written(place, area, writer, after_sequence)
             return [], False, "its queue does not reach back far enough; everything in use is compared"
         try:
             ranges = _read_queue(queue, writer, first, after_sequence)
@@ -217,6 +217,22 @@ def _of_sync(
     if facts.epoch != epoch or not facts.has_volume or facts.copying or received < after_sequence:
         return [], False, "it had not received everything by then; everything in use is compared"
     return ranges, True, f"its write positions name {len(ranges)} ranges"
+
+
+def _keep_written(place: Place, area: FileArea, writer: QuarantineWriter, after_sequence: int) -> None:
+    """Where entries have left the queue, the far site has them, and the log names them no more: keep what the
+    write positions name, which a writer whose sync pair is suspended or deleted goes on recording.
+    """
+    positions = place.open_positions()
+    try:
+        known = positions.trusted and positions.covered_from <= after_sequence
+        ranges = positions.ranges_after(after_sequence) if known else []
+    finally:
+        positions.close()
+    if known:
+        _keep_blocks(area, writer, ranges)
+    else:
+        _keep_listed(place, area, writer)
 
 
 def _keep_listed(place: Place, area: FileArea, writer: QuarantineWriter) -> None:

@@ -112,6 +112,8 @@ async def _from_sync(
             "bring the primary site back to finish it"
         )
     proven, sentence = proof_of(facts, roles)
+    if proven and request.doubt is not None:
+        proven, sentence = False, f"not known: {request.doubt}"
     new = following(
         roles,
         epoch=request.epoch,

@@ -6,7 +6,7 @@ from replication.config import Config, SiteName
 from replication.control import SiteReport
 from replication.far_link import FarLinkStatus
 from replication.pair import State
-from replication.procedures.plan import Survey
+from replication.procedures.plan import Survey, doubt_of_sync
 from replication.procedures.survey import take_survey
 from replication.roles import Roles, fork_sentence, iso_text, role_of
 from replication.state import PairKind
@@ -254,9 +254,12 @@ def _protected(survey: Survey, roles: Roles | None) -> tuple[bool, str]:
     report = survey.reports.get(roles.sync_to)
     if report is None:
         return False, f"site {roles.sync_to} does not answer ({survey.why_silent(roles.sync_to)})"
-    if report.proven:
-        return True, f"site {roles.sync_to} has every write that was acknowledged"
-    return False, report.proven_reason
+    if not report.proven:
+        return False, report.proven_reason
+    doubt = doubt_of_sync(survey, roles) if roles.sync_to == "sync" else None
+    if doubt is not None:
+        return False, doubt
+    return True, f"site {roles.sync_to} has every write that was acknowledged"
 
 
 def _armed(survey: Survey, roles: Roles | None) -> tuple[bool, str]:

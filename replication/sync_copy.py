@@ -117,6 +117,8 @@ class SyncCopy(SyncLedger):
         self._attention = trio.Event()
         self._flags_answered = 0
         self._finished = False
+        self._announced = False
+        """While the pair is suspended: the secondary knows that it may be behind."""
         self._markers = MarkerAnswers()
 
     # --- what the virtual area asks (vsap.remote.RemoteCopy) --------------------------------------------
@@ -212,7 +214,7 @@ class SyncCopy(SyncLedger):
                 f"site {self.peer} cannot be told that the pair is {'deleted' if delete else 'suspended'} "
                 f"({self._pair.reason}); bring it back first, or add --force and never take over there"
             )
-        self._suspended = True
+        self._suspended, self._announced = True, told
         self._in_step = False
         self._event(Event.DELETE if delete else Event.SUSPEND, reason)
         if self._stream is not None:
@@ -252,8 +254,9 @@ class SyncCopy(SyncLedger):
                 task_status.started()
                 while not self._finished:
                     if self._stopped:
-                        await self._attention.wait()
-                        self._attention = trio.Event()
+                        if not self._suspended or self._announced or await self._announce():
+                            await self._attention.wait()
+                            self._attention = trio.Event()
                         continue
                     await self._connect_once()
                 nursery.cancel_scope.cancel()
@@ -264,6 +267,28 @@ class SyncCopy(SyncLedger):
     def _stopped(self) -> bool:
         """No conversation is wanted now."""
         return self._finished or self._suspended or self._permanent is not None
+
+    async def _announce(self) -> bool:
+        """Tell a secondary that was not reachable when its pair was suspended or deleted that it may lack
+        what was acknowledged since: it could else take over and prove, wrongly, that nothing is lost. What a
+        HELLO says of protection is on its record before it answers. False: not yet, it is time to try again.
+        """
+        try:
+            channel = await self._dial()
+            try:
+                await greet(channel, self._hello(protect=False), volume=self._volume.bytes)
+                self._announced = True
+            finally:
+                channel.close()
+        except PeerRefused as error:
+            self._superseded(error)
+        except _FAILURES:
+            pass  # why it is not connected is no news of a pair that is suspended
+        if not self._announced and self._permanent is None:
+            with trio.move_on_after(self._backoff.failed()):
+                await self._attention.wait()
+            return False
+        return True
 
     async def _connect_once(self) -> None:
         try:
@@ -321,7 +346,7 @@ class SyncCopy(SyncLedger):
         if failures:
             raise failures[0]
 
-    def _hello(self) -> Hello:
+    def _hello(self, *, protect: bool | None = None) -> Hello:
         return Hello(
             version=PROTOCOL_VERSION,
             site=self._site,
@@ -332,7 +357,7 @@ class SyncCopy(SyncLedger):
             incarnation=self._incarnation,
             newest_sequence=self._newest,
             common_flush_sequence=self._common_flush(),
-            protect=self._protect,
+            protect=self._protect if protect is None else protect,
         )
 
     def _resume_from(self, stream: SyncStream, welcome: Welcome) -> None:
@@ -504,6 +529,10 @@ class SyncCopy(SyncLedger):
         self._event(Event.REFUSED, error.sentence)
         if error.code == RefusalCode.GAP:
             self._force_copy = True
+        self._superseded(error)
+
+    def _superseded(self, error: PeerRefused) -> None:
+        """Where the secondary is in a newer epoch, nothing is written here any more."""
         if error.roles is not None and error.roles.epoch > self.roles.epoch:
             self._permanent = DeviceError(errno.EROFS, error.sentence)
             if self._on_superseded is not None:

@@ -69,7 +69,8 @@ def _planned(
 ) -> FailoverResult:
     report = survey.reports[to]
     newest_ns = report.position.timestamp_ns if to == "async" and report.position and not plan.via_sync else 0
-    lost = 0 if report.proven or plan.via_sync else None
+    proven = report.proven and plan.doubt is None
+    lost = 0 if proven or plan.via_sync else None
     as_of, behind_seconds = as_of_fields(newest_ns, time.time_ns(), lost)
     return FailoverResult(
         writer=plan.roles.writer,
@@ -77,11 +78,11 @@ def _planned(
         files_listed=listing.files_listed if listing is not None else 0,
         bytes_listed=listing.bytes if listing is not None else 0,
         bytes_copied=0,
-        lost=0 if report.proven else None,
+        lost=0 if proven else None,
         seconds=progress.seconds,
         sequence=plan.roles.start_sequence,
         recovery="pending",
-        lost_sentence=report.proven_reason,
+        lost_sentence=f"not known: {plan.doubt}" if plan.doubt is not None else report.proven_reason,
         as_of=as_of,
         behind_seconds=behind_seconds,
         steps=progress.events,

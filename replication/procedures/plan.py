@@ -85,7 +85,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The steps of a procedure from the roles that hold now; `via_sync` is figure 14, `targets` are
-    levelled, `fork_epoch` is the number that ends a fork.
+    levelled, `fork_epoch` is the number that ends a fork. `doubt`: why site sync, by its own word in step,
+    may lack acknowledged writes all the same.
     """
 
     kind: Literal["take over at sync", "take over at async", "return", "nothing"]
@@ -94,6 +95,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     via_sync: bool = False
     targets: tuple[SiteName, ...] = ()
     fork_epoch: int | None = None
+    doubt: str | None = None
 
 
 def known_roles(survey: Survey) -> Roles:
@@ -196,10 +198,10 @@ def _plan_sync(survey: Survey, roles: Roles, *, accept_loss: bool, listing: List
             1,
         )
     ahead = writes_ahead_of_sync(survey, roles)
+    doubt = None
     if roles.writer != "sync":
-        writer = survey.reports.get(roles.writer)
-        alone = why_alone(writer.pairs, roles.writer, roles.epoch) if writer is not None else None
-        _refuse_unproven(report, roles, accept_loss=accept_loss, ahead=ahead, alone=alone)
+        doubt = doubt_of_sync(survey, roles)
+        _refuse_unproven(report, roles, accept_loss=accept_loss, ahead=ahead, doubt=doubt)
     steps = [
         Step(
             name="promote",
@@ -209,28 +211,40 @@ def _plan_sync(survey: Survey, roles: Roles, *, accept_loss: bool, listing: List
         ),
         *_recovery_steps(survey, listing),
     ]
-    return Plan(kind="take over at sync", roles=roles, steps=steps)
+    return Plan(kind="take over at sync", roles=roles, steps=steps, doubt=doubt)
+
+
+def doubt_of_sync(survey: Survey, roles: Roles) -> str | None:
+    """What other sites say that contradicts a site sync which by its own word has everything; None: nothing.
+
+    It is told only when it is reachable that its pair was suspended or deleted with --force. But the writer
+    knows, and what site async has beyond site sync was never held back for it (P1).
+    """
+    writer = survey.reports.get(roles.writer)
+    alone = why_alone(writer.pairs, roles.writer, roles.epoch) if writer is not None else None
+    if alone is not None:
+        return alone
+    ahead = writes_ahead_of_sync(survey, roles)
+    if ahead:
+        lacks = f"site async has {ahead:,} writes that site sync has not"
+        return f"{lacks}, so site {roles.writer} went on without it"
+    return None
 
 
 def writes_ahead_of_sync(survey: Survey, roles: Roles) -> int:
     """How many writes of this epoch site async has that site sync, suspended or behind, has not; 0: none
-    known. A site sync that is in step has them all (P1), whatever was asked first.
+    known. A site sync that is in step has them all (P1), if it was asked after site async.
     """
     sync, far = survey.reports.get("sync"), survey.reports.get("async")
     if sync is None or far is None or far.position is None or role_of(roles, "sync") != "sync":
         return 0
-    if (
-        sync.proven
-        or far.position.epoch != roles.epoch
-        or sync.roles != roles
-        or sync.received_sequence is None
-    ):
+    if far.position.epoch != roles.epoch or sync.roles != roles or sync.received_sequence is None:
         return 0
     return max(0, far.position.durable_sequence - sync.received_sequence)
 
 
 def _refuse_unproven(
-    report: SiteReport, roles: Roles, *, accept_loss: bool, ahead: int, alone: str | None
+    report: SiteReport, roles: Roles, *, accept_loss: bool, ahead: int, doubt: str | None
 ) -> None:
     if role_of(roles, "sync") != "sync":
         raise ProcedureRefused(
@@ -238,10 +252,11 @@ def _refuse_unproven(
             "bring it level first with `trisite failback`",
             1,
         )
-    if (alone is not None or not report.proven) and not accept_loss:
+    if (doubt is not None or not report.proven) and not accept_loss:
+        why = doubt if doubt is not None and report.proven else report.proven_reason
         better = f"; site async has {ahead:,} writes more: take over there (--to async)" if ahead else ""
         raise ProcedureRefused(
-            f"taking over at sync could lose acknowledged data: {alone or report.proven_reason}{better}; "
+            f"taking over at sync could lose acknowledged data: {why}{better}; "
             "bring the primary site back, or run again with --accept-loss",
             5,
         )

@@ -11,7 +11,7 @@ from replication.config import SITE_NAMES, Config, SiteName
 from replication.control import ControlError, GetStatus, SiteReport
 from replication.errors import PeerRefused, PeerUnreachable, RemoteProtocolError
 from replication.keys import OPERATOR
-from replication.procedures.plan import Survey
+from replication.procedures.plan import Survey, writes_ahead_of_sync
 from replication.roles import Roles
 
 SURVEY_SECONDS: Final = 2.5
@@ -55,4 +55,10 @@ async def take_survey(
     async with trio.open_nursery() as nursery:
         for site in sites:
             nursery.start_soon(ask_one, site)
-    return Survey(reports=reports, silent=silent)
+    survey = Survey(reports=reports, silent=silent)
+    newest = survey.newest()
+    if newest is not None and writes_ahead_of_sync(survey, newest):
+        # Perhaps it only answered earlier than site async: in step, it has by now what that one had then.
+        del reports["sync"]
+        await ask_one("sync")
+    return survey

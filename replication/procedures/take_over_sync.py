@@ -60,7 +60,11 @@ async def _promote(config: Config, plan: Plan, survey: Survey, progress: Progres
     over_fork = plan.fork_epoch is not None
     with progress.step("promote"):
         request = Promote(
-            volume=survey.volume, epoch=plan.fork_epoch or epoch, async_to="async", over_fork=over_fork
+            volume=survey.volume,
+            epoch=plan.fork_epoch or epoch,
+            async_to="async",
+            over_fork=over_fork,
+            doubt=plan.doubt,
         )
         promoted = await demand(config, "sync", request)
         progress.note(f"epoch {promoted.roles.epoch} from sequence {promoted.roles.start_sequence} on")

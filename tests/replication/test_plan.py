@@ -131,8 +131,20 @@ def test_a_sync_site_that_is_behind_does_not_set_async_back() -> None:
     plan = plan_failover(behind_async(), "async", accept_loss=True)
     assert not plan.via_sync
     assert names(plan) == ["promote async"]
-    for level in (behind_async(proven=True), behind_async(epoch=0)):
-        assert plan_failover(level, "async", accept_loss=True).via_sync
+    assert not plan_failover(behind_async(proven=True), "async", accept_loss=True).via_sync
+    assert plan_failover(behind_async(epoch=0), "async", accept_loss=True).via_sync
+
+
+def test_what_async_has_beyond_a_sync_site_that_takes_itself_to_be_in_step_contradicts_it() -> None:
+    """Its pair was suspended or deleted with --force while it was away, and it was told by nobody (P1)."""
+    with pytest.raises(
+        ProcedureRefused, match="site primary went on without it; site async has 10 writes more"
+    ) as caught:
+        plan_failover(behind_async(proven=True), "sync", accept_loss=False)
+    assert caught.value.code == 5
+    plan = plan_failover(behind_async(proven=True), "sync", accept_loss=True)
+    assert plan.doubt == "site async has 10 writes that site sync has not, so site primary went on without it"
+    assert plan_failover(survey(NORMAL, "sync", "async"), "sync", accept_loss=False).doubt is None
 
 
 def test_a_take_over_at_sync_says_what_only_async_has() -> None:

@@ -75,6 +75,31 @@ def test_everything_since_the_parting_is_kept_also_what_was_in_the_queue_only(tm
         assert kept_blocks(again.quarantine) == {3 * 4096: b"c" * 4096}
 
 
+def test_what_left_the_queue_of_a_writer_that_went_on_alone_is_kept_by_its_positions(tmp_path: Path) -> None:
+    """Its pair to site sync was suspended: the far site had everything, and was set back all the same."""
+    config = make_config(tmp_path / "cluster")
+    with SiteState(tmp_path / "state") as state:
+        place = Place(config, "primary", SitePaths(config.site("primary").directory), state)
+        state.create(VolumeIdentity(uuid=UUID(int=9), name="test", size_bytes=SIZE), FIRST)
+        place.make_area()
+        prepare(place)
+        queue, positions, area = place.open_writer_queue(), place.open_positions(), FileArea(place.paths.area)
+        for sequence in range(1, 103):
+            entry = write_entry(sequence, 5, sequence * 4096, b"w" * 4096)
+            queue.append_batch([entry], eligible_sequence=sequence)
+            area.write(entry.offset, entry.payload)
+            positions.append(sequence, entry.offset, entry.length)
+        queue.set_common_flush(102)
+        queue.set_far_durable(1, 102)
+        assert queue.trim() == 102
+        for opened in (queue, positions, area):
+            opened.close()
+        state.adopt(C2)
+        record = keep_own_writes(place, C2.start_sequence)
+        assert record.everything
+        assert kept_blocks(record.quarantine) == {sequence * 4096: b"w" * 4096 for sequence in (101, 102)}
+
+
 def test_without_positions_all_there_is_is_kept(tmp_path: Path) -> None:
     with SiteState(tmp_path / "state") as state:
         place = forked_at_sync(tmp_path / "cluster", state, D3)

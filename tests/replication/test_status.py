@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from replication.config import SITE_NAMES, load, parse_size, size_text
-from replication.control import HeardReport, MountReport
+from replication.control import HeardReport, MountReport, PositionReport
 from replication.creating import create_volume
 from replication.procedures.plan import Survey
 from replication.roles import first_roles
@@ -40,6 +40,28 @@ def pair(status: Status, kind: str) -> PairStatus:
 def told(directory: Path, heard: HeardReport | None) -> Status:
     """The status while the writing site is silent and its secondaries say what they heard of it."""
     return snapshot("home", survey(ROLES, "sync", "async", heard=heard), make_config(directory))
+
+
+def test_a_site_sync_that_others_contradict_is_not_armed(tmp_path: Path) -> None:
+    """Its pair was suspended or deleted with --force while it was away: it takes itself to be in step."""
+    config = make_config(tmp_path)
+    position = PositionReport(epoch=1, durable_sequence=80, applied_sequence=80)
+    level = survey(ROLES, *SITE_NAMES, received_sequence=80, position=position)
+    assert snapshot("home", level, config).armed
+    ahead = survey(ROLES, *SITE_NAMES, received_sequence=80, position=position)
+    further = msgspec.structs.replace(position, durable_sequence=90)
+    ahead.reports["async"] = msgspec.structs.replace(ahead.reports["async"], position=further)
+    found = snapshot("home", ahead, config)
+    assert not found.armed
+    assert (
+        found.armed_reason
+        == "site async has 10 writes that site sync has not, so site primary went on without it"
+    )
+    assert any("not protected" in warning for warning in found.warnings)
+    alone = survey(
+        ROLES, *SITE_NAMES, pairs=[msgspec.structs.replace(DUPLEX, state="Suspend")], position=position
+    )
+    assert "site primary goes on alone" in snapshot("home", alone, config).armed_reason
 
 
 def test_of_a_silent_writer_the_other_end_says_since_when(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from replication.errors import PeerRefused, PeerUnreachable
 from replication.frames import FrameType, encode
 from replication.handshake import await_hello, greet
 from replication.messages import Welcome, encode_json
-from replication.pair import State
+from replication.pair import Kind, Pair, State
 from replication.roles import Roles
+from replication.site_take_over import proof_of
 from replication.sync_session import SyncSession
 from tests.replication.sync_pair import ROLES, SIZE, VOLUME, Secondary, Writer, blocks, identity, now, until
 from vsap.digest import digest_ranges
@@ -444,6 +445,44 @@ async def test_suspending_an_unreachable_secondary_needs_force() -> None:
     assert not now(copy.unprotected)
     await copy.suspend("no reason", force=True)
     assert now(copy.unprotected)
+
+
+@pytest.mark.parametrize("delete", [False, True])
+async def test_a_secondary_that_was_away_is_told_when_it_is_back(tmp_path: Path, delete: bool) -> None:
+    """Its pair was suspended or deleted with --force: else it could prove, wrongly, that nothing is lost."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    copy = writer.make_copy(secondary.dialer())
+    async with trio.open_nursery() as nursery:
+        async with secondary.up():
+            nursery.start_soon(copy.run)
+            await until(lambda: copy.in_step)
+            assert proof_of(secondary.record.facts, ROLES)[0]
+        await until(lambda: not copy.in_step)
+        await copy.suspend("the disk is dead", force=True, delete=delete)
+        writer.write(1, blocks([1]))
+        assert proof_of(secondary.record.facts, ROLES)[0], "it cannot know"
+        async with secondary.up():
+            await until(lambda: not proof_of(secondary.record.facts, ROLES)[0])
+            assert copy.pair.state is (State.SIMPLEX if delete else State.SUSPEND)
+            copy.resume("it is repaired")
+            await until(lambda: copy.in_step)
+            assert proof_of(secondary.record.facts, ROLES)[0]
+            assert secondary.area.data == writer.area.data
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_mount_tells_a_secondary_whose_pair_it_finds_suspended(tmp_path: Path) -> None:
+    """Also where it was away as long as the mount before this one lived."""
+    secondary, writer = Secondary(tmp_path), Writer()
+    secondary.record.save(
+        secondary.record.facts._replace(epoch=1, has_volume=True, in_step=True, protect=True)
+    )
+    pair = Pair(Kind.SYNC, State.SUSPEND, 1, "by hand")
+    async with secondary.up(), trio.open_nursery() as nursery:
+        copy = writer.make_copy(secondary.dialer(), pair=pair)
+        nursery.start_soon(copy.run)
+        await until(lambda: not proof_of(secondary.record.facts, ROLES)[0])
+        nursery.cancel_scope.cancel()
 
 
 async def test_no_protection_only_after_the_secondary_was_told(tmp_path: Path) -> None:
