@@ -123,6 +123,8 @@ class VirtualArea:
         self._pending_bytes = 0
         self._unwritten: list[Entry] = []
         """In the queue, but the area has refused them: tried again with the next push."""
+        self._area_behind = state.common_flush_sequence < queue.next_sequence - 1
+        """The area may lack what a killed process left in the queue, until `recover` has written it."""
         self._low, self._high = _NOWHERE
         self._failure: DeviceError | None = None
         self._eligible = self._recorded_eligible = self._told_eligible = state.eligible_sequence
@@ -192,6 +194,7 @@ class VirtualArea:
             self._send(entries)
             sequence = entries[-1].sequence + 1
             await trio.lowlevel.checkpoint()
+        self._area_behind = False
         self._on_progress()
         return Recovery(
             True, first if sequence > first else 0, sequence - 1 if sequence > first else 0, sequence - first
@@ -348,7 +351,7 @@ class VirtualArea:
         """Lets entries that wait long point into the area. Not while the area lacks one that is in the queue:
         it would be written over what was only just found standing.
         """
-        if not self._unwritten and self._queue.point():
+        if not self._unwritten and not self._area_behind and self._queue.point():
             self._wake.set()
 
     def is_complete(self, sequence: int) -> bool:

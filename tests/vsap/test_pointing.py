@@ -312,6 +312,33 @@ async def test_nothing_points_while_the_area_lacks_a_write_that_is_in_the_queue(
     area.close()
 
 
+@pytest.mark.parametrize("guarded", [True, False])
+async def test_nothing_points_before_the_area_has_what_a_killed_process_left(
+    site: Site, guarded: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The synchronous copy may be long in coming, and recovery long: meanwhile the area is older than the
+    queue.
+    """
+    site.write(*range(8))
+    site.queue.set_common_flush(8)
+    left = write_entry(9, 1, 0, payload(9))
+    site.queue.append_batch([left])  # killed before the area had it
+    site.reopen()
+    async with VirtualArea(site.area, site.queue, MemoryRemote(AREA_BYTES, first_sequence=9)) as device:
+        if not guarded:
+            device._area_behind = False
+        await trio.sleep(5)
+        assert (1 in site.segments()) is guarded
+        await device.recover()
+        if guarded:
+            assert site.held() == [*site.appended, left]
+            await trio.sleep(5)
+            assert site.held() == [*site.appended, left]
+        else:
+            with pytest.raises(CorruptionError, match="entry 1 is not"):
+                site.held()
+
+
 def test_pointers_against_a_plain_list(seed: int) -> None:
     rng = random.Random(seed)
     pointers, plain = Pointers(), dict[int, tuple[int, int]]()
