@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jfs.errors import CorruptionError
 from tests.vsap.worker import BLOCKS, VOLUME, payload
 from vsap.area import FileArea
 from vsap.condition import Condition
@@ -169,7 +170,11 @@ def test_after_a_kill_the_queue_names_every_difference(tmp_path: Path, seed: int
 
 def test_the_mutant_that_writes_the_area_first_is_found(tmp_path: Path, seed: int) -> None:
     """The test above can fail: with the order of P2 turned round, it does."""
-    assert any(killed_at_steps(tmp_path, random.Random(seed), 10, "area-first"))
+    try:
+        found = any(killed_at_steps(tmp_path, random.Random(seed), 10, "area-first"))
+    except CorruptionError:
+        found = True  # what an entry pointed to was written over before it was saved
+    assert found
 
 
 def test_killed_at_any_moment_and_continued(tmp_path: Path, seed: int) -> None:
