@@ -8,6 +8,7 @@ import os
 import struct
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -156,8 +157,11 @@ class SegmentFiles:
 
     def _open_checked(self, path: Path, number: int) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        if os.pread(fd, HEADER_BYTES, 0) != pack_header(self._volume, number):
+        header = os.pread(fd, HEADER_BYTES, 0)
+        if header != pack_header(self._volume, number):
             os.close(fd)
+            if not header:
+                raise FileNotFoundError(f"{path} is about to be removed")
             raise CorruptionError(f"{path} is not segment {number} of volume {self._volume}")
         return fd
 
@@ -175,11 +179,15 @@ class SegmentFiles:
             self.saved_path(number).unlink(missing_ok=True)
 
     def give_up(self, number: int) -> None:
-        """Removes a segment, but not what was saved of it."""
+        """Removes a segment, but not what was saved of it. Its room is free at once, also where the other
+        process, which does not ship while the far site is away, holds it open.
+        """
         with self._lock:
             fd = self._readers.pop(number, None)
             if fd is not None:
                 os.close(fd)
+            with suppress(OSError):
+                os.truncate(self.path(number), 0)
             self.path(number).unlink(missing_ok=True)
 
     def release(self, below: int) -> None:

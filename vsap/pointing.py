@@ -10,7 +10,7 @@ of that.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from jfs.errors import CorruptionError
@@ -31,6 +31,10 @@ STEP_BYTES: Final = 1 << 20
 """What one step compares with the area: half a millisecond."""
 STEP_ENTRIES: Final = 256
 MOST_POINTERS: Final = 1 << 16
+SAVED_AT_ONCE: Final = 256 << 20
+"""What one append saves at most, some tenths of a second: a push of 4 KiB writes, each into another mebibyte
+to which an entry points, still is within that.
+"""
 
 
 class _Look:
@@ -99,25 +103,32 @@ class PointingQueue(QueueFiles):
                         look.written_over(sequence)
         return sorted(found)
 
-    def _save(self, txn: Transaction, sequences: Iterable[int]) -> int:
-        """Save what these entries point to; the last one of which the area no longer has the
-        payload (0: none).
+    def _save(self, txn: Transaction, sequences: Sequence[int]) -> tuple[int, str]:
+        """Save what these (ascending) entries point to, the newest first.
+
+        Returns the newest that cannot be kept (0: none) and the reason for a drop: more would have to be
+        saved than one append may, or the area no longer has the payload. DeviceError: it cannot be read now.
         """
-        damaged = 0
-        for sequence in sequences:
+        room = SAVED_AT_ONCE
+        for sequence in reversed(sequences):
             key = KEY.pack(sequence)
             value = txn.get(key, db=self._index)
             if value is None:
-                continue  # it has left the queue
-            record = Record.verified(key, value)
+                break  # it has left the queue, and so have those before it
+            try:
+                record = Record.verified(key, value)
+            except CorruptionError:
+                return sequence, "damaged"
             if record.place != IN_AREA:
                 continue
+            room -= record.length
+            if room < 0:
+                return sequence, "limit"
             payload = self._reader.standing(record)
             if payload is None:
-                damaged = sequence
-            else:
-                self._move(txn, key, record, SAVED + self._segments.save(record.segment, payload))
-        return damaged
+                return sequence, "damaged"
+            self._move(txn, key, record, SAVED + self._segments.save(record.segment, payload))
+        return 0, ""
 
     def _move(self, txn: Transaction, key: bytes, record: Record, place: int) -> None:
         txn.put(key, record.packed(key, place), db=self._index)
@@ -169,6 +180,8 @@ class PointingQueue(QueueFiles):
                 return False
             if self._look is None:
                 self._look = _Look(record.segment)
+                if len(self._pointers) >= MOST_POINTERS:
+                    self._pointers.forget_below(state.oldest_sequence)
             if record.kind != DISCARD and record.length and record.in_segment:
                 self._look.examined(sequence, record, stands=self._may_point(record))
             self._looked_through = sequence
@@ -188,6 +201,9 @@ class PointingQueue(QueueFiles):
 
     def _give_up(self, look: _Look) -> None:
         """Let the entries of a segment point into the area and remove it, if that is worth it."""
+        if not look.rows:
+            # A process that was killed between the commit and the removal left it behind.
+            self._segments.give_up(look.segment)
         if not look.worth:
             return
         with self._environment.begin(write=True) as txn:
@@ -204,5 +220,3 @@ class PointingQueue(QueueFiles):
                     self._move(txn, key, record, SAVED + self._segments.save(record.segment, payload))
         self._pointers.take(look.standing)
         self._segments.give_up(look.segment)
-        if len(self._pointers) >= MOST_POINTERS:
-            self._pointers.forget_below(self._stored_state().oldest_sequence)

@@ -146,9 +146,9 @@ class EntryQueue(PointingQueue):
         self._next = last + 1
 
     def _append(self, entries: Sequence[Entry], eligible_sequence: int | None) -> None:
-        overwritten = self._overwritten(entries)
         removed: list[int] = []
         try:
+            overwritten = self._overwritten(entries)
             with self._environment.begin(write=True) as txn:
                 state = self._state(txn)
                 if state.next_sequence != entries[0].sequence:
@@ -163,9 +163,9 @@ class EntryQueue(PointingQueue):
                 if not state.far_site:
                     state.far_durable_sequence = state.next_sequence - 1
                 if overwritten:
-                    damaged = self._save(txn, overwritten)
-                    if damaged:
-                        removed += self._drop(txn, state, damaged, "damaged")
+                    lost, reason = self._save(txn, overwritten)
+                    if lost:
+                        removed += self._drop(txn, state, lost, reason)
                 if state.held_bytes > self.limit_bytes:
                     removed += self._drop(txn, state, state.common_flush_sequence, "limit")
                 self._put_state(txn, state)

@@ -1,5 +1,6 @@
 """From entries to index records and payload places, and back."""
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -8,7 +9,7 @@ from typing import cast
 
 import lmdb
 
-from jfs.errors import CorruptionError, DeviceError
+from jfs.errors import DeviceError
 from vsap.area import FileArea
 from vsap.entry import DISCARD, MARKER, Entry, checksum_of
 from vsap.index import IN_AREA, KEY, RECORD, SAVED, Record, State, pack_record
@@ -20,6 +21,8 @@ LONG_PAYLOAD = 1 << 16
 """A payload from this size on is a view of what was read and no copy."""
 SCAN_BATCH = 1 << 15
 """Index records one read transaction looks at: a long one would keep LMDB from using freed pages again."""
+PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What says nothing about the area that was to be read."""
 
 
 class PayloadMoved(Exception):
@@ -145,8 +148,8 @@ class IndexReader:
             first += len(values)
 
     def with_payloads(self, rows: Sequence[tuple[int, Record]]) -> list[Entry]:
-        """The entries of ascending rows, verified. CorruptionError; FileNotFoundError, PayloadMoved: a
-        segment is gone, or something is elsewhere by now.
+        """The entries of ascending rows, verified. FileNotFoundError, PayloadMoved: a segment is gone, or
+        something is elsewhere by now, or is damaged. CorruptionError: a foreign file.
         """
         self._segments.release(rows[0][1].segment)
         entries: list[Entry] = []
@@ -160,7 +163,7 @@ class IndexReader:
             count, segment, start, size = self._span(rows, number)
             data = self._segments.read(segment, start, size) if size else b""
             if len(data) != size:
-                raise CorruptionError(f"segment {segment} ends before entry {rows[number][0]}")
+                raise PayloadMoved(f"segment {segment} ends before entry {rows[number][0]}")
             for sequence, record in rows[number : number + count]:
                 place = record.place - start
                 if record.kind == DISCARD:
@@ -170,7 +173,7 @@ class IndexReader:
                 else:
                     payload = cast(bytes, memoryview(data)[place : place + record.length])
                 if checksum_of(payload) != record.checksum:
-                    raise CorruptionError(
+                    raise PayloadMoved(
                         f"entry {sequence} in segment {segment} at {record.place} is not what was appended"
                     )
                 entries.append(record.entry(sequence, payload))
@@ -188,13 +191,17 @@ class IndexReader:
         return payload
 
     def standing(self, record: Record) -> bytes | None:
-        """The payload of an entry as the area holds it; None where it does not hold it."""
+        """The payload of an entry as the area holds it; None where it does not hold it. DeviceError: this
+        process cannot tell now.
+        """
         if self._area is None:
             return None
         try:
             with closing(FileArea(self._area, read_only=True)) as area:
                 payload = area.read(record.offset, record.length)
-        except DeviceError:
+        except DeviceError as error:
+            if error.errno in PASSING:
+                raise
             return None
         return payload if checksum_of(payload) == record.checksum else None
 

@@ -1,6 +1,7 @@
 """Entries that point into the area: nothing is ever lost by it, and copies do go."""
 
 import errno
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from jfs.errors import CorruptionError, DeviceError
 from tests.vsap.fakes import MemoryRemote
 from vsap import pointing
 from vsap.area import FileArea
-from vsap.entry import Entry, write_entry
+from vsap.entry import Entry, discard_entry, write_entry
+from vsap.index import KEY
+from vsap.payload import SegmentFiles
 from vsap.pointers import Pointers
 from vsap.queue import EntryQueue
 from vsap.virtual import VirtualArea, apply_entries
@@ -206,6 +209,126 @@ def test_where_the_area_has_lost_it_the_queue_says_so(site: Site) -> None:
     assert [entry.sequence for entry in site.held()] == list(range(4, 12))
     state = site.queue.state()
     assert (state.dropped_through, state.drop_reason) == (3, "damaged")
+
+
+def test_a_damaged_record_of_an_entry_that_points_refuses_no_write(site: Site) -> None:
+    """Rot in the index: the entries up to it are given up when what it points to is written over."""
+    site.write(*range(10))
+    site.queue.set_common_flush(10)
+    site.point()
+    with site.queue._environment.begin(write=True) as txn:
+        key = KEY.pack(3)
+        value = txn.get(key, db=site.queue._index)
+        assert value is not None
+        txn.put(key, value[:-1] + bytes([value[-1] ^ 1]), db=site.queue._index)
+    site.write(2)
+    assert [entry.sequence for entry in site.held()] == list(range(4, 12))
+    assert site.queue.state().drop_reason == "damaged"
+
+
+def test_a_process_without_a_free_descriptor_takes_nothing_for_lost(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.write(*range(10))
+    site.queue.set_common_flush(10)
+    site.point()
+    with monkeypatch.context() as patch:
+
+        def read(area: FileArea, offset: int, length: int) -> bytes:
+            raise DeviceError(errno.EMFILE, "too many open files")
+
+        patch.setattr(FileArea, "read", read)
+        with pytest.raises(DeviceError, match="too many"):
+            site.write(2)
+        with pytest.raises(DeviceError, match="too many"):
+            site.held()
+    site.write(2)
+    assert site.held() == site.appended
+
+
+@pytest.mark.parametrize("discarded", [False, True])
+def test_what_one_append_saves_is_bounded(
+    site: Site, monkeypatch: pytest.MonkeyPatch, discarded: bool
+) -> None:
+    """Where more would have to be saved the older entries are given up: the mount does not stand still."""
+    monkeypatch.setattr(pointing, "SAVED_AT_ONCE", 3 * LONG)
+    site.write(*range(10))
+    site.queue.set_common_flush(10)
+    site.point()
+    if discarded:
+        entry = discard_entry(11, 1, 0, 8 * LONG)
+        site.queue.append_batch([entry])
+        apply_entries(site.area, [entry])
+        site.appended.append(entry)
+    else:
+        site.write(*range(8), size=4096)
+    assert site.held() == site.appended[5:]
+    state = site.queue.state()
+    assert (state.dropped_through, state.drop_reason) == (5, "limit")
+
+
+def test_pointers_of_entries_that_left_make_room_for_others(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon lets them leave, and the appending process is not told."""
+    monkeypatch.setattr(pointing, "MOST_POINTERS", 4)
+    for first in (0, 10):
+        site.write(*range(first, first + 10))
+        site.queue.set_common_flush(site.queue.next_sequence - 1)
+        site.point()
+        assert len(site.queue._pointers) == 4
+        held = site.segments()
+        site.queue.set_far_durable(1, site.queue.next_sequence - 1)
+        site.queue.trim()
+    assert held == [5, 6], "the fourth segment points"
+
+
+def test_a_segment_that_a_killed_process_did_not_remove_goes_later(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.write(*range(10))
+    site.queue.set_common_flush(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentFiles, "give_up", lambda *_: None)
+        site.point()
+    assert site.segments() == [1, 2, 3]
+    site.reopen()
+    site.point()
+    assert site.segments() == [3]
+    assert site.held() == site.appended
+
+
+def test_a_segment_that_is_given_up_frees_its_room_though_another_process_has_it_open(site: Site) -> None:
+    """A daemon that waits for the far site keeps open what it read last."""
+    site.write(*range(10))
+    site.queue.set_common_flush(10)
+    with site.queue._segments.path(1).open("rb") as opened:
+        site.point()
+        assert opened.read() == b""
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_reader_that_finds_a_segment_emptied_reads_the_index_again(
+    site: Site, reopened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the segment open, or opens it just before it is removed."""
+    site.write(*range(10))
+    site.queue.set_common_flush(10)
+    assert site.held() == site.appended
+    if reopened:
+        site.reopen()
+    read = SegmentFiles.read
+
+    def emptied_first(files: SegmentFiles, number: int, offset: int, length: int) -> bytes:
+        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(pointing, "POINT_SECONDS", 0)
+            patch.setattr(SegmentFiles, "give_up", lambda files, number: os.truncate(files.path(number), 0))
+            site.point()
+        return read(files, number, offset, length)
+
+    monkeypatch.setattr(SegmentFiles, "read", emptied_first)
+    assert site.held() == site.appended
 
 
 def test_what_left_the_queue_leaves_nothing_behind(site: Site) -> None:
