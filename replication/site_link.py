@@ -8,6 +8,7 @@ import trio
 from replication.control import ControlError, MarkerReply, MountReport, Range
 from replication.errors import PeerUnreachable
 from replication.local_link import LocalServer, RequestFailed
+from replication.pair import ASKED, Event, Kind, Pair, PairError, State
 from replication.position import Position
 from replication.roles import Roles
 from replication.site_parts import WriterPart
@@ -105,7 +106,7 @@ class MountLink:
 
         ControlError where one lives that is not: what it has not committed is in no log that could be read.
         """
-        if self.connected or not is_being_written(self._site.place.paths.writer_lock):
+        if self.connected or not self._mount_lives():
             return
         with trio.move_on_after(ARRIVAL_SECONDS):
             await self._came.wait()
@@ -127,16 +128,47 @@ class MountLink:
         return None if found is None else [(int(offset), int(length)) for offset, length in found]
 
     async def set_pair(self, action: str, *, force: bool) -> None:
-        """Suspend or resync the synchronous pair, which is the mount's; ControlError why that cannot be."""
+        """Suspend or resync the synchronous pair, which is the mount's; ControlError why that cannot be.
+
+        Without a mount it can only be taken out, with `force`: none comes about while its secondary is away.
+        The next mount finds it so, and tells the secondary when it is back.
+        """
+        takes_out = action in {"suspend", "delete"}
+        if not self.connected and takes_out and force and not self._mount_lives():
+            self._take_out(Event.SUSPEND if action == "suspend" else Event.DELETE)
+            return
         if not self.connected:
+            way_out = (
+                " (where it cannot be mounted because site sync is away: add --force)" if takes_out else ""
+            )
             raise ControlError(
                 f"the volume is not mounted at site {self._site.name}, and nothing is copied to site sync; "
-                "mount it first",
+                f"mount it first{way_out}",
                 "not-mounted",
             )
         sentence = await self._ask("pair", {"action": action, "force": force}, PAIR_SECONDS)
         if sentence is not None:
             raise ControlError(str(sentence))
+
+    def _mount_lives(self) -> bool:
+        return is_being_written(self._site.place.paths.writer_lock)
+
+    def _take_out(self, event: Event) -> None:
+        """Put on record that the synchronous pair is suspended or deleted."""
+        site, state = self._site, self._site.state
+        target = site.roles.sync_to
+        assert target is not None
+        kept = [
+            one
+            for one in state.pairs()
+            if (one.kind, one.source, one.target) == (Kind.SYNC, site.name, target)
+        ]
+        before = State(kept[0].state) if kept and kept[0].epoch == site.roles.epoch else State.DUPLEX_PENDING
+        try:
+            after = Pair(Kind.SYNC, before, 0, "").after(event, ASKED, 0)
+        except PairError as error:
+            raise ControlError(str(error)) from error
+        state.set_pair("sync", site.name, target, str(after.state), ASKED, event)
 
     async def marker(self, ranges: list[Range], leaf_bytes: int, seconds: float) -> MarkerReply:
         """Digests at one place in the stream."""

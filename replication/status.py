@@ -296,6 +296,11 @@ def _warnings(
         found.append(fork_sentence(forks))
     if roles is None:
         return found
+    if roles.writer in survey.silent and protected:
+        found.append(
+            f"if site {roles.writer} is lost, `trisite failover --to {roles.sync_to}` goes on with all "
+            "that was acknowledged"
+        )
     for site, report in survey.reports.items():
         if report.roles is not None and report.roles.epoch < roles.epoch:
             found.append(

@@ -137,5 +137,6 @@ class SyncLedger:
             f"writes are refused because site {self.peer} does not receive them: "
             f"{self._lost_because or self._pair.reason} "
             f"({self._pair.state} since {time_text(self._pair.since_ns)}); they go on by themselves when it "
-            f"is back: start its daemon or repair the network, or mount with protect = false"
+            "is back: start its daemon or repair the network, or take the pair out "
+            f"(`trisite pair delete WRITER,{self.peer} --force`)"
         )

@@ -95,27 +95,30 @@ def show_plan(output: Output, planned: Planned) -> int:
     """`--plan`: the steps and what they cost; nothing is changed."""
     result = run_trio(planned)
     output.result(result)
-    tell_plan(output, result.steps)
+    tell_plan(output, result)
     return ExitCode.OK
 
 
-def tell_plan(output: Output, steps: list[StepEvent]) -> None:
-    """The steps for a person."""
+def tell_plan(output: Output, result: FailoverResult | FailbackResult) -> None:
+    """The steps for a person, and what would be lost."""
+    steps = result.steps
     if not steps:
         output.say("nothing to do: it is so already")
         return
     output.table("", (">step", "what", "cost"), [(str(s.number), s.sentence, s.cost) for s in steps])
+    if isinstance(result, FailoverResult):
+        output.say(f"lost: {lost_text(result.lost, result.lost_sentence)}")
 
 
 def agree(output: Output, planned: Planned, what: str, *, yes: bool) -> None:
     """Show the plan and ask, unless told not to; Failure if the answer is no or nobody can be asked."""
     if yes:
         return
-    steps = run_trio(planned).steps
-    if not steps:
+    result = run_trio(planned)
+    if not result.steps:
         return
     if shown_before_asking(output):
-        tell_plan(Output(aside=output.as_json), steps)
+        tell_plan(Output(aside=output.as_json), result)
     answer = confirm(f"{what}?")
     if answer is None:
         raise Failure("there is no terminal to ask on; give --yes to go on without asking", ExitCode.REFUSED)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from replication.config import Config, SiteName
-from replication.control import FileReport, GetListing, ListingReply
+from replication.control import FileReport, GetListing, ListingReply, SiteReport
 from replication.procedures.failback import Return
 from replication.procedures.plan import Plan, Survey, known_roles, plan_failback, plan_failover
 from replication.procedures.results import (
@@ -69,8 +69,8 @@ def _planned(
 ) -> FailoverResult:
     report = survey.reports[to]
     newest_ns = report.position.timestamp_ns if to == "async" and report.position and not plan.via_sync else 0
-    proven = report.proven and plan.doubt is None
-    lost = 0 if proven or plan.via_sync else None
+    whose = survey.reports["sync"] if plan.via_sync else report
+    lost = 0 if whose.proven and plan.doubt is None else None
     as_of, behind_seconds = as_of_fields(newest_ns, time.time_ns(), lost)
     return FailoverResult(
         writer=plan.roles.writer,
@@ -78,15 +78,22 @@ def _planned(
         files_listed=listing.files_listed if listing is not None else 0,
         bytes_listed=listing.bytes if listing is not None else 0,
         bytes_copied=0,
-        lost=0 if proven else None,
+        lost=lost,
         seconds=progress.seconds,
         sequence=plan.roles.start_sequence,
         recovery="pending",
-        lost_sentence=f"not known: {plan.doubt}" if plan.doubt is not None else report.proven_reason,
+        lost_sentence=_lost_sentence(plan, survey, report),
         as_of=as_of,
         behind_seconds=behind_seconds,
         steps=progress.events,
     )
+
+
+def _lost_sentence(plan: Plan, survey: Survey, report: SiteReport) -> str:
+    """Why what a plan says of a loss can be said."""
+    if plan.doubt is not None:
+        return f"not known: {plan.doubt}"
+    return survey.reports["sync"].proven_reason if plan.via_sync else report.proven_reason
 
 
 async def failback(

@@ -202,16 +202,32 @@ def _plan_sync(survey: Survey, roles: Roles, *, accept_loss: bool, listing: List
     if roles.writer != "sync":
         doubt = doubt_of_sync(survey, roles)
         _refuse_unproven(report, roles, accept_loss=accept_loss, ahead=ahead, doubt=doubt)
+    refused = f"the old writer is refused from now on{_cut_off(survey, roles)}"
     steps = [
         Step(
             name="promote",
-            sentence="site sync becomes the writer, the old writer is refused from now on",
+            sentence=f"site sync becomes the writer, {refused}",
             cost="no copy" if not ahead else f"site async is set back by {ahead:,} writes that only it has",
             sites=("sync",),
         ),
         *_recovery_steps(survey, listing),
     ]
     return Plan(kind="take over at sync", roles=roles, steps=steps, doubt=doubt)
+
+
+def _cut_off(survey: Survey, roles: Roles) -> str:
+    """What a take-over does to an old writer that lives, or whose mount process does."""
+    writer, sync = survey.reports.get(roles.writer), survey.reports.get("sync")
+    if roles.writer == "sync":
+        return ""
+    if writer is not None and writer.mounted:
+        return f"; site {roles.writer} is alive and mounted: what is written there fails (EIO)"
+    if writer is None and sync is not None and sync.heard is not None and sync.heard.connected:
+        return (
+            f"; the mount at site {roles.writer} may be alive, as site sync knows it, and what is written "
+            "there fails (EIO)"
+        )
+    return ""
 
 
 def doubt_of_sync(survey: Survey, roles: Roles) -> str | None:

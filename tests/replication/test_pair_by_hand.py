@@ -137,6 +137,32 @@ def test_a_deleted_pair_protects_nothing_until_it_is_created_again(cluster: Clus
     assert status_of(cluster).armed
 
 
+@pytest.mark.parametrize("action", ["suspend", "delete"])
+def test_without_a_mount_the_pair_is_taken_out_by_force(cluster: Cluster, action: str) -> None:
+    """Else a writer that is started again while the sync site is away could not be mounted at all. The sync
+    site is told when it is back, and proves nothing from then on.
+    """
+    crash(cluster, write_some(cluster, "primary", 3), "sync")
+    code, sentence = by_hand(cluster, action, "primary,sync")
+    assert code == 1
+    assert "mount it first (where it cannot be mounted because site sync is away: add --force)" in sentence
+    assert by_hand(cluster, action, "primary,sync", "--force") == (0, "")
+    assert state_of(cluster, "sync") == ("Suspend" if action == "suspend" else "Simplex")
+    writer = write_some(cluster, "primary", 3)
+    cluster.start("sync")
+    wait_until(lambda: "without protection" in status_of(cluster).armed_reason)
+    crash(cluster, writer, "primary")
+    with pytest.raises(ProcedureRefused, match="could lose acknowledged data"):
+        failover(cluster)
+    cluster.start("primary")
+    drain_output(write_some(cluster, "primary", 1))
+    back = "resync" if action == "suspend" else "create"
+    assert by_hand(cluster, back, "primary,sync") == (0, "")
+    wait_until(partial(in_duplex, cluster, "sync"))
+    assert len(checked(cluster).compared) == 2
+    assert status_of(cluster).armed
+
+
 def test_async_that_is_ahead_of_a_suspended_sync_site_goes_on_with_what_it_has(cluster: Cluster) -> None:
     writer = write_some(cluster, "primary", 3)
     assert by_hand(cluster, "suspend", "primary,sync") == (0, "")
