@@ -15,7 +15,7 @@ from typing import Final
 from cyclopts import App, CycloptsError
 
 from tools import render
-from tools.errors import ExitCode, Failure, explain
+from tools.errors import ExitCode, Failure, explain, innermost
 
 DEBUG_VARIABLE: Final = "TRISITE_DEBUG"
 DEBUG_OPTION: Final = "--debug"
@@ -42,6 +42,9 @@ COMMANDS: Final = {
     "demo": "tools.demo.story:demo",
 }
 
+# Commands that only show something, some of them until Ctrl-C.
+WATCHING: Final = {"status", "events"}
+
 HELP: Final = f"""A POSIX file system that lives at three sites at once.
 
 Every command reads the configuration named by -c FILE, before or after the command, or $TRISITE_CONFIG.
@@ -62,7 +65,14 @@ def own_version() -> str:
 
 def build(word: str) -> App:
     """The command line, with the command `word` alone if it is one, with all of them otherwise (for help)."""
-    app = App(name="trisite", help=HELP, version=own_version, help_format="plaintext")
+    # Ctrl-C comes through to `main`, which says what it means.
+    app = App(
+        name="trisite",
+        help=HELP,
+        version=own_version,
+        help_format="plaintext",
+        suppress_keyboard_interrupt=False,
+    )
     for name in [word] if word in COMMANDS else COMMANDS:
         module, _, attribute = COMMANDS[name].partition(":")
         app.command(getattr(importlib.import_module(module), attribute), name=name)
@@ -102,6 +112,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def report(error: BaseException, command: str, *, debug: bool) -> int:
     """Tell the operator about `error` in one sentence; the exit code."""
+    if command in WATCHING and isinstance(innermost(error), KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
     if debug:
         render.note("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, CycloptsError):

@@ -181,3 +181,21 @@ def test_a_command_that_there_is_not_is_answered_with_those_there_are() -> None:
     for name in cli.COMMANDS:
         assert f" {name}" in ended.stderr
     assert ", ;" not in ended.stderr
+
+
+def stops() -> int:
+    """A command during which Ctrl-C is pressed."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("command", "told"), [("failback", "run the command again to finish"), ("status", "")]
+)
+def test_ctrl_c_says_what_it_means_except_where_it_is_the_normal_end(
+    command: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(cli.COMMANDS, command, "tests.tools.test_cli:stops")
+    assert cli.main([command]) == ExitCode.INTERRUPTED
+    said = capsys.readouterr().err
+    assert told in said
+    assert bool(said) is bool(told)
