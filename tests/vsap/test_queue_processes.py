@@ -191,6 +191,32 @@ def test_killed_at_any_moment_and_continued(tmp_path: Path, seed: int) -> None:
         recover(directory)
 
 
+def test_a_reader_beside_writers_that_are_killed(tmp_path: Path, seed: int) -> None:
+    """The daemon reads and trims, one mount process after the other is killed and recovers by itself: what
+    is in the queue can be read at any moment, wherever its payload is just then.
+    """
+    rng = random.Random(seed)
+    prepare(tmp_path / "site")
+    pointed = 0
+    with EntryQueueContext(tmp_path / "site" / "queue") as queue:
+        for _ in range(6):
+            worker = start("write", tmp_path / "site", rng.randrange(1 << 30), rng.randrange(200, 4000))
+            while worker.poll() is None:
+                state = queue.state()
+                pointed += len(list(queue._reader.pointed()))
+                queue.read(rng.randint(state.oldest_sequence, state.next_sequence), 1 << 18)
+                queue.read_these(sorted(rng.sample(range(state.oldest_sequence, state.next_sequence + 9), 9)))
+                if rng.random() < 0.1:
+                    queue.set_far_durable(1, rng.randint(state.oldest_sequence, state.next_sequence))
+                    queue.trim()
+            assert worker.returncode == -signal.SIGKILL
+            stop(worker)
+            held = queue.read(0, limit_bytes=1 << 30, limit_entries=1 << 30)
+            assert len(held) == queue.state().next_sequence - queue.state().oldest_sequence
+    assert pointed
+    assert unnamed_differences(tmp_path / "site") == []
+
+
 def recover(directory: Path) -> None:
     """What recovery does for A and C: every entry after the common flush, again, in order (P3)."""
     area, remote = FileArea(directory / "area"), FileArea(directory / "remote")

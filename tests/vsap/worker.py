@@ -147,6 +147,7 @@ async def write(directory: Path, seed: int, kill_at: int, kind: type[VirtualArea
     area.steps = remote_area.steps = queue.steps = steps
     async with kind(area, queue, FileRemote(remote_area)) as device:
         print("ready", flush=True)
+        await device.recover()
         while True:
             for _ in range(rng.randrange(1, 8)):
                 place = rng.randrange(BLOCKS) * 4096
