@@ -41,6 +41,11 @@ class Pointers:
         offset, end = self._ranges.get(sequence, (0, 0))
         return end - offset
 
+    def most_beside(self, offset: int, length: int) -> int:
+        """How many lie in the fullest of the mebibytes that these bytes are in."""
+        chunks = range(offset // CHUNK_BYTES, -(-(offset + length) // CHUNK_BYTES))
+        return max((len(self._chunks.get(chunk, ())) for chunk in chunks), default=0)
+
     def take(self, other: "Pointers") -> None:
         """Those of `other` as well."""
         for sequence, (offset, end) in other._ranges.items():

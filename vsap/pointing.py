@@ -31,6 +31,8 @@ STEP_BYTES: Final = 1 << 20
 """What one step compares with the area: half a millisecond."""
 STEP_ENTRIES: Final = 256
 MOST_POINTERS: Final = 1 << 16
+MOST_BESIDE: Final = 256
+"""Most that point into one mebibyte: more than sixteen do where the same bytes were written there again."""
 SAVED_AT_ONCE: Final = 256 << 20
 """What one append saves at most, some tenths of a second: a push of 4 KiB writes, each into another mebibyte
 to which an entry points, still is within that.
@@ -191,11 +193,13 @@ class PointingQueue(QueueFiles):
         look = self._look
         assert look is not None
         hopeless = look.kept_bytes * KEPT_SHARE > self._segment_bytes
+        place = record.offset, record.length
         return (
             record.kind == WRITE
             and record.length >= LEAST_BYTES
             and not hopeless
             and len(self._pointers) + len(look.standing) < MOST_POINTERS
+            and self._pointers.most_beside(*place) + look.standing.most_beside(*place) < MOST_BESIDE
             and self._reader.standing(record) is not None
         )
 

@@ -19,7 +19,7 @@ from vsap.area import FileArea
 from vsap.entry import Entry, discard_entry, write_entry
 from vsap.index import KEY
 from vsap.payload import SegmentFiles
-from vsap.pointers import Pointers
+from vsap.pointers import CHUNK_BYTES, Pointers
 from vsap.queue import EntryQueue
 from vsap.virtual import VirtualArea, apply_entries
 
@@ -267,6 +267,21 @@ def test_what_one_append_saves_is_bounded(
     assert (state.dropped_through, state.drop_reason) == (5, "limit")
 
 
+def test_only_so_many_point_to_one_place(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bytes written again and again: each write there, and beside it, would have to look at all."""
+    monkeypatch.setattr(pointing, "MOST_BESIDE", 6)
+    for number in range(1, 13):
+        entries = [write_entry(number, 1, 0, bytes(LONG))]
+        site.queue.append_batch(entries)
+        apply_entries(site.area, entries)
+        site.appended += entries
+    site.write(40)
+    site.queue.set_common_flush(13)
+    site.point()
+    assert site.segments() == [2, 3, 4]
+    assert site.held() == site.appended
+
+
 def test_pointers_of_entries_that_left_make_room_for_others(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,6 +497,11 @@ def test_pointers_against_a_plain_list(seed: int) -> None:
             one for one, (start, end) in sorted(plain.items()) if start < high and end > low
         ]
         assert len(pointers) == len(plain)
+        shared = [
+            sum(start < low + CHUNK_BYTES and end > low for start, end in plain.values())
+            for low in range(offset // CHUNK_BYTES * CHUNK_BYTES, offset + length, CHUNK_BYTES)
+        ]
+        assert pointers.most_beside(offset, length) == max(shared)
     for one in list(plain):
         pointers.remove(one)
     assert not pointers._chunks
