@@ -1,8 +1,12 @@
 """Lists in which files have no attributes: what the kernel is told and counts, and what programs see."""
 
+import ctypes
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from stat import S_IFDIR, S_IFREG
 from uuid import UUID
@@ -266,3 +270,47 @@ async def test_a_real_kernel_goes_on_in_a_list_of_names(
             assert set(os.listdir(place / "large")) == names - {victim} | {"new"}
 
         await in_new_thread(lists)
+
+
+MS_REMOUNT = 32
+"""At a remount the kernel gives back what nobody uses."""
+
+
+@pytest.mark.fuse
+@pytest.mark.skipif(os.geteuid() != 0, reason="a remount needs root")
+async def test_a_real_kernel_counts_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Threads that list, look, and make and remove names of each other: afterwards every inode is let go."""
+    async with mounted(tmp_path, monkeypatch) as (fs, place, _):
+        fill(fs)
+
+        def works(chance: random.Random) -> None:
+            def path() -> Path:
+                return place / f"d{chance.randrange(DIRECTORIES)}" / f"f{chance.randrange(60):02}"
+
+            deeds: list[Callable[[], object]] = [
+                lambda: os.listdir(path().parent),
+                lambda: [os.lstat(path().parent / name) for name in os.listdir(path().parent)[:5]],
+                lambda: path().write_bytes(bytes(chance.randrange(9000))),
+                lambda: path().unlink(),
+                lambda: path().rename(path()),
+                lambda: os.link(path(), path()),
+                lambda: path().read_bytes(),
+            ]
+            for _ in range(300):
+                with suppress(FileNotFoundError, FileExistsError):
+                    chance.choice([deeds[0], deeds[0], *deeds])()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(in_new_thread, partial(works, random.Random(f"{seed} {number}")))
+        assert counted(fs) > DIRECTORIES
+
+        mount = partial(ctypes.CDLL(None).mount, None, os.fsencode(place), None, MS_REMOUNT, None)
+        assert await trio.to_thread.run_sync(mount) == 0
+        for _ in range(1000):  # what is let go is told a moment later
+            if not counted(fs):
+                break
+            await trio.sleep(0.01)
+        assert not counted(fs)
