@@ -7,7 +7,7 @@ process wrote behind the last committed entry is overwritten by the next append.
 import os
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
@@ -118,17 +118,27 @@ class SegmentFiles:
 
     def save(self, number: int, payload: bytes) -> int:
         """Write a payload of segment `number` into the file of what is saved of it; its place there.
-        OSError.
+        OSError: nothing was added.
         """
         fd = os.open(self.saved_path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             place = os.lseek(fd, 0, os.SEEK_END)
             if place < HEADER_BYTES:
                 place = write_all(fd, 0, (pack_header(self._volume, number),))
-            write_all(fd, place, (payload,))
+            try:
+                write_all(fd, place, (payload,))
+            except OSError:
+                os.ftruncate(fd, place)  # of a disk that is full, most likely
+                raise
         finally:
             os.close(fd)
         return place
+
+    def cut_saved(self, ends: Mapping[int, int]) -> None:
+        """Take back what was saved of segments, down to where it ended before."""
+        for number, end in ends.items():
+            with suppress(OSError):
+                os.truncate(self.saved_path(number), end)
 
     def read_saved(self, number: int, place: int, length: int) -> bytes:
         """`length` bytes of what was saved of a segment. FileNotFoundError: removed. CorruptionError: a

@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+import lmdb
+
 from jfs.errors import CorruptionError
 from vsap.entry import DISCARD, WRITE, Entry
 from vsap.index import IN_AREA, KEY, SAVED, Record, State
@@ -105,8 +107,9 @@ class PointingQueue(QueueFiles):
                         look.written_over(sequence)
         return sorted(found)
 
-    def _save(self, txn: Transaction, sequences: Sequence[int]) -> tuple[int, str]:
-        """Save what these (ascending) entries point to, the newest first.
+    def _save(self, txn: Transaction, sequences: Sequence[int], ends: dict[int, int]) -> tuple[int, str]:
+        """Save what these (ascending) entries point to, the newest first; `ends` learns where what was saved
+        of their segments ended before.
 
         Returns the newest that cannot be kept (0: none) and the reason for a drop: more would have to be
         saved than one append may, or the area no longer has the payload. DeviceError: it cannot be read now.
@@ -129,7 +132,9 @@ class PointingQueue(QueueFiles):
             payload = self._reader.standing(record)
             if payload is None:
                 return sequence, "damaged"
-            self._move(txn, key, record, SAVED + self._segments.save(record.segment, payload))
+            place = self._segments.save(record.segment, payload)
+            ends.setdefault(record.segment, place)
+            self._move(txn, key, record, SAVED + place)
         return 0, ""
 
     def _move(self, txn: Transaction, key: bytes, record: Record, place: int) -> None:
@@ -210,17 +215,27 @@ class PointingQueue(QueueFiles):
             self._segments.give_up(look.segment)
         if not look.worth:
             return
-        with self._environment.begin(write=True) as txn:
-            for sequence in look.rows:
-                key = KEY.pack(sequence)
-                value = txn.get(key, db=self._index)
-                if value is None:
-                    continue  # it has left the queue meanwhile
-                record = Record.verified(key, value)
-                if sequence in look.standing:
-                    self._move(txn, key, record, IN_AREA)
-                else:
-                    payload = self._segments.read(record.segment, record.place, record.length)
-                    self._move(txn, key, record, SAVED + self._segments.save(record.segment, payload))
+        ends: dict[int, int] = {}
+        try:
+            with self._environment.begin(write=True) as txn:
+                self._move_all(txn, look, ends)
+        except (lmdb.Error, OSError, CorruptionError):
+            self._segments.cut_saved(ends)
+            raise
         self._pointers.take(look.standing)
         self._segments.give_up(look.segment)
+
+    def _move_all(self, txn: Transaction, look: _Look, ends: dict[int, int]) -> None:
+        for sequence in look.rows:
+            key = KEY.pack(sequence)
+            value = txn.get(key, db=self._index)
+            if value is None:
+                continue  # it has left the queue meanwhile
+            record = Record.verified(key, value)
+            if sequence in look.standing:
+                self._move(txn, key, record, IN_AREA)
+            else:
+                payload = self._segments.read(record.segment, record.place, record.length)
+                place = self._segments.save(record.segment, payload)
+                ends.setdefault(record.segment, place)
+                self._move(txn, key, record, SAVED + place)

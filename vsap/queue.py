@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import lmdb
 
-from jfs.errors import CorruptionError
+from jfs.errors import CorruptionError, DeviceError
 from vsap.entry import Entry
 from vsap.index import DROP_REASONS, KEY, QueueCounts, QueueState, Record, State
 from vsap.pointing import PointingQueue
@@ -147,6 +147,7 @@ class EntryQueue(PointingQueue):
 
     def _append(self, entries: Sequence[Entry], eligible_sequence: int | None) -> None:
         removed: list[int] = []
+        ends: dict[int, int] = {}
         try:
             overwritten = self._overwritten(entries)
             with self._environment.begin(write=True) as txn:
@@ -163,13 +164,16 @@ class EntryQueue(PointingQueue):
                 if not state.far_site:
                     state.far_durable_sequence = state.next_sequence - 1
                 if overwritten:
-                    lost, reason = self._save(txn, overwritten)
+                    lost, reason = self._save(txn, overwritten, ends)
                     if lost:
                         removed += self._drop(txn, state, lost, reason)
                 if state.held_bytes > self.limit_bytes:
                     removed += self._drop(txn, state, state.common_flush_sequence, "limit")
                 self._put_state(txn, state)
-        except (lmdb.Error, OSError) as error:
+        except (lmdb.Error, OSError, DeviceError) as error:
+            self._segments.cut_saved(ends)
+            if isinstance(error, DeviceError):
+                raise
             if is_full(error):
                 raise _Full(str(error)) from error
             raise self._refused("append to", error) from error

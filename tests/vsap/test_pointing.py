@@ -17,10 +17,11 @@ from tests.vsap.fakes import MemoryRemote
 from vsap import pointing
 from vsap.area import FileArea
 from vsap.entry import Entry, discard_entry, write_entry
-from vsap.index import KEY
-from vsap.payload import SegmentFiles
+from vsap.index import IN_AREA, KEY, Record
+from vsap.payload import HEADER_BYTES, SegmentFiles
 from vsap.pointers import CHUNK_BYTES, Pointers
 from vsap.queue import EntryQueue
+from vsap.queue_files import Transaction
 from vsap.virtual import VirtualArea, apply_entries
 
 VOLUME = UUID(int=31)
@@ -243,6 +244,52 @@ def test_a_process_without_a_free_descriptor_takes_nothing_for_lost(
         with pytest.raises(DeviceError, match="too many"):
             site.held()
     site.write(2)
+    assert site.held() == site.appended
+
+
+@pytest.mark.parametrize("appending", [False, True])
+def test_what_was_saved_for_nothing_takes_no_room(
+    site: Site, monkeypatch: pytest.MonkeyPatch, appending: bool
+) -> None:
+    """Where the host refuses, it is tried again and again: a disk must not fill up by that."""
+    monkeypatch.setattr(pointing, "KEPT_SHARE", 1)
+    site.write(0, 1, 2, 3, 2, 5)
+    site.write(61, 62, size=4096)
+    site.write(10)
+    site.queue.set_common_flush(9)
+    move = EntryQueue._move
+
+    def refused(queue: EntryQueue, txn: Transaction, key: bytes, record: Record, place: int) -> None:
+        move(queue, txn, key, record, place)
+        if place > IN_AREA:
+            raise OSError(errno.EIO, "no")
+
+    if appending:
+        site.point()
+    else:
+        monkeypatch.setattr(pointing, "LEAST_BYTES", 0)
+
+    def saved_bytes() -> int:
+        paths = map(site.queue._segments.saved_path, site.queue._segments.numbers())
+        return sum(path.stat().st_size for path in paths if path.exists())
+
+    def attempt() -> None:
+        if appending:
+            site.write(0, 1)
+        else:
+            site.queue._looked_through = 0
+            site.point()
+
+    before = saved_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(EntryQueue, "_move", refused)
+        for _ in range(3):
+            with pytest.raises(DeviceError, match="no"):
+                attempt()
+    assert saved_bytes() - before <= HEADER_BYTES
+    assert site.held() == site.appended
+    site.write(0, 1)
+    site.point()
     assert site.held() == site.appended
 
 
