@@ -20,6 +20,13 @@ class QuietLog:
 
     def error(self, sentence: str) -> None:
         """Tell it as an error, with how often it happened since, or count it."""
+        self._tell(logging.ERROR, sentence)
+
+    def warning(self, sentence: str) -> None:
+        """The same as a warning."""
+        self._tell(logging.WARNING, sentence)
+
+    def _tell(self, level: int, sentence: str) -> None:
         now = self._now()
         last, kept_back = self._told.get(sentence, (-REPEAT_SECONDS, 0))
         if now - last < REPEAT_SECONDS:
@@ -28,4 +35,4 @@ class QuietLog:
         if len(self._told) >= MOST_SENTENCES:
             self._told.clear()
         self._told[sentence] = (now, 0)
-        self._log.error("%s%s", sentence, f" ({kept_back} more times since)" if kept_back else "")
+        self._log.log(level, "%s%s", sentence, f" ({kept_back} more times since)" if kept_back else "")

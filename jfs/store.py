@@ -24,6 +24,7 @@ from jfs.in_place import QuickLock
 from jfs.layout import LOG_INO, VALUE_LIMIT_BYTES, Superblock
 from jfs.log import LogFull
 from jfs.mkfs import FIRST_SEGMENTS
+from jfs.quiet_log import QuietLog
 from jfs.replay import attach_log, load_volume
 from jfs.runs import Run
 from jfs.store_options import COARSEN, WAIT, LogStatus, Statistics, StoreOptions
@@ -33,7 +34,7 @@ from jfs.vouchers import Voucher, Vouchers
 
 __all__ = ["COARSEN", "WAIT", "LogStatus", "Statistics", "Store", "StoreOptions"]
 
-logger = logging.getLogger(__name__)
+faults = QuietLog(logging.getLogger(__name__))
 TICK_SECONDS = 0.5
 ROOM_TRIES = 8
 WAIT_SECONDS = 1.0
@@ -480,7 +481,7 @@ class Store:
                     try:
                         await self._tick()
                     except (DeviceError, NoSpace) as error:
-                        logger.warning("the file system could not write what is pending: %s", error)
+                        faults.warning(f"the file system could not write what is pending: {error}")
             finally:
                 self._run_scope = None
                 self._run_over.set()

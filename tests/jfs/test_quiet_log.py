@@ -19,6 +19,13 @@ def test_a_sentence_is_told_once_a_minute_with_how_often_it_was(caplog: pytest.L
     assert caplog.messages == ["it is away", "something else", "it is away (999 more times since)"]
 
 
+def test_a_warning_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    quiet = QuietLog(logging.getLogger("quiet"), now=lambda: 0.0)
+    for _ in range(3):
+        quiet.warning("it waits")
+    assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", "it waits")]
+
+
 def test_sentences_that_are_all_different_take_no_memory(caplog: pytest.LogCaptureFixture) -> None:
     quiet = QuietLog(logging.getLogger("quiet"), now=lambda: 0.0)
     for number in range(10 * MOST_SENTENCES):
