@@ -324,7 +324,8 @@ def _plan_async(survey: Survey, roles: Roles, *, accept_loss: bool, listing: Lis
             cost="no copy, both hold the same",
             sites=("sync", "async"),
         )
-        return Plan(kind="take over at async", roles=roles, steps=[*first.steps, turn], via_sync=True)
+        steps = [*first.steps, turn]
+        return Plan(kind="take over at async", roles=roles, steps=steps, via_sync=True, doubt=first.doubt)
     if not accept_loss:
         report = survey.reports["async"]
         missing = missing_at_async(report)

@@ -164,6 +164,10 @@ def test_a_writer_that_goes_on_alone_takes_the_proof_away(state: str, done: str)
     with pytest.raises(ProcedureRefused, match=f"goes on alone, its pair to site sync was {done}"):
         plan_failover(everyone, "sync", accept_loss=False)
     assert plan_failover(everyone, "sync", accept_loss=True).steps
+    level = survey(NORMAL, "primary", "sync", "async", pairs=[pair])
+    by_way_of_sync = plan_failover(level, "async", accept_loss=True)
+    assert by_way_of_sync.via_sync
+    assert by_way_of_sync.doubt is not None
     former = survey(NORMAL, "primary", "sync", pairs=[msgspec.structs.replace(pair, epoch=NORMAL.epoch - 1)])
     assert plan_failover(former, "sync", accept_loss=False).steps
 
