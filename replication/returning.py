@@ -102,19 +102,19 @@ def _of_fork(
         _complete_area(area, queue)
     finally:
         queue.close()
-    positions = place.open_positions()
-    try:
-        known = positions.trusted and positions.covered_from <= parted
-        ranges = positions.ranges_after(parted) if known else []
-    finally:
-        positions.close()
-    if not known:
+    written = _written_after(place, parted)
+    ranges = written or []
+    if written is None:
         try:
             ranges = allocated_of(place)
         except CorruptionError:
             ranges = [(0, area.size_bytes)]  # what is in use cannot be read either
     _keep_blocks(area, writer, ranges)
-    what = "what it wrote since" if known else "everything in use, because its write positions are lost,"
+    what = (
+        "what it wrote since"
+        if written is not None
+        else "everything in use, because its write positions are lost,"
+    )
     return [], False, f"it parted from the others at sequence {parted}; {what} is kept"
 
 
@@ -223,16 +223,21 @@ def _keep_written(place: Place, area: FileArea, writer: QuarantineWriter, after_
     """Where entries have left the queue, the far site has them, and the log names them no more: keep what the
     write positions name, which a writer whose sync pair is suspended or deleted goes on recording.
     """
+    ranges = _written_after(place, after_sequence)
+    if ranges is None:
+        _keep_listed(place, area, writer)
+    else:
+        _keep_blocks(area, writer, ranges)
+
+
+def _written_after(place: Place, sequence: int) -> list[Range] | None:
+    """What the write positions name of the writes after `sequence`; None: they do not reach back there."""
     positions = place.open_positions()
     try:
-        known = positions.trusted and positions.covered_from <= after_sequence
-        ranges = positions.ranges_after(after_sequence) if known else []
+        known = positions.trusted and positions.covered_from <= sequence
+        return positions.ranges_after(sequence) if known else None
     finally:
         positions.close()
-    if known:
-        _keep_blocks(area, writer, ranges)
-    else:
-        _keep_listed(place, area, writer)
 
 
 def _keep_listed(place: Place, area: FileArea, writer: QuarantineWriter) -> None:

@@ -132,13 +132,18 @@ class PointingQueue(QueueFiles):
             payload = self._reader.standing(record)
             if payload is None:
                 return sequence, "damaged"
-            place = self._segments.save(record.segment, payload)
-            ends.setdefault(record.segment, place)
-            self._move(txn, key, record, SAVED + place)
+            self._move_saved(txn, key, record, payload, ends)
         return 0, ""
 
     def _move(self, txn: Transaction, key: bytes, record: Record, place: int) -> None:
         txn.put(key, record.packed(key, place), db=self._index)
+
+    def _move_saved(
+        self, txn: Transaction, key: bytes, record: Record, payload: bytes, ends: dict[int, int]
+    ) -> None:
+        place = self._segments.save(record.segment, payload)
+        ends.setdefault(record.segment, place)
+        self._move(txn, key, record, SAVED + place)
 
     def _forget_pointers(self) -> None:
         """The queue begins anew."""
@@ -236,6 +241,4 @@ class PointingQueue(QueueFiles):
                 self._move(txn, key, record, IN_AREA)
             else:
                 payload = self._segments.read(record.segment, record.place, record.length)
-                place = self._segments.save(record.segment, payload)
-                ends.setdefault(record.segment, place)
-                self._move(txn, key, record, SAVED + place)
+                self._move_saved(txn, key, record, payload, ends)

@@ -134,17 +134,23 @@ class IndexReader:
     def touched(self, from_sequence: int, offset: int, length: int) -> bool:
         """Whether a write or discard from `from_sequence` on touches these bytes of the area."""
         end = offset + length
+        for _, packed in self._batches(from_sequence):
+            for _, start, size, _, _, kind, _, _, _ in RECORD.iter_unpack(packed):
+                if start < end and start + size > offset and kind != MARKER:
+                    return True
+        return False
+
+    def _batches(self, from_sequence: int) -> Iterator[tuple[int, bytes]]:
+        """All records from a sequence on, unchecked: the sequence of the first, and many packed together."""
         first = from_sequence
         while True:
             with self._environment.begin() as txn:
                 cursor = txn.cursor(self._index)
                 if not cursor.set_range(KEY.pack(first)):
-                    return False
+                    return
                 first = KEY.unpack(cursor.key())[0]
                 values = list(islice(cursor.iternext(keys=False), SCAN_BATCH))
-            for _, start, size, _, _, kind, _, _, _ in RECORD.iter_unpack(b"".join(values)):
-                if start < end and start + size > offset and kind != MARKER:
-                    return True
+            yield first, b"".join(values)
             first += len(values)
 
     def with_payloads(self, rows: Sequence[tuple[int, Record]]) -> list[Entry]:
@@ -207,18 +213,10 @@ class IndexReader:
 
     def pointed(self) -> Iterator[tuple[int, int, int]]:
         """(sequence, offset, length) of every entry that points into the area. Scans the index."""
-        first = 0
-        while True:
-            with self._environment.begin() as txn:
-                cursor = txn.cursor(self._index)
-                if not cursor.set_range(KEY.pack(first)):
-                    return
-                first = KEY.unpack(cursor.key())[0]
-                values = list(islice(cursor.iternext(keys=False), SCAN_BATCH))
-            for number, fields in enumerate(RECORD.iter_unpack(b"".join(values))):
+        for first, packed in self._batches(0):
+            for number, fields in enumerate(RECORD.iter_unpack(packed)):
                 if fields[4] == IN_AREA:
                     yield first + number, fields[1], fields[2]
-            first += len(values)
 
     @staticmethod
     def _span(rows: Sequence[tuple[int, Record]], first: int) -> tuple[int, int, int, int]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from replication.config import Config, SiteName
-from replication.control import FileReport, GetListing, ListingReply, SiteReport
+from replication.control import FileReport, GetListing, ListingReply
 from replication.procedures.failback import Return
 from replication.procedures.plan import Plan, Survey, known_roles, plan_failback, plan_failover
 from replication.procedures.results import (
@@ -82,18 +82,11 @@ def _planned(
         seconds=progress.seconds,
         sequence=plan.roles.start_sequence,
         recovery="pending",
-        lost_sentence=_lost_sentence(plan, survey, report),
+        lost_sentence=whose.proven_reason if plan.doubt is None else f"not known: {plan.doubt}",
         as_of=as_of,
         behind_seconds=behind_seconds,
         steps=progress.events,
     )
-
-
-def _lost_sentence(plan: Plan, survey: Survey, report: SiteReport) -> str:
-    """Why what a plan says of a loss can be said."""
-    if plan.doubt is not None:
-        return f"not known: {plan.doubt}"
-    return survey.reports["sync"].proven_reason if plan.via_sync else report.proven_reason
 
 
 async def failback(
