@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ import trio
 
 from jfs.device import Buffer, check_request, punch_hole, read_fully, write_fully
 from jfs.errors import DeviceError
+from vsap.filling import Filling
+from vsap.write_back import WriteBack
 
 QUICK_FLUSH_BYTES = 1 << 20
 """A flush of more than this since the last is not begun in the event loop's thread."""
@@ -46,11 +49,15 @@ class FileArea:
         self.path = path
         self._fd = -1
         self._lock = -1
+        self._write_back = WriteBack()
+        self._writing = threading.Lock()
+        """Held by whoever changes what the file holds."""
         self._unflushed_bytes = 0
         self._flush_seconds = 0.0
         try:
             self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
             self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END) // 4096 * 4096
+            self._filling = Filling(self._fd, self.size_bytes)
         except OSError as error:
             self.close()
             raise self._failure("open", error) from error
@@ -100,37 +107,51 @@ class FileArea:
 
     def write(self, offset: int, data: Buffer) -> None:
         """Writes all of `data`; it is in the host's page cache on return, durable after `flush`."""
-        check_request(self.size_bytes, offset, len(data))
-        self._unflushed_bytes += len(data)
-        try:
-            write_fully(self._fd, data, offset)
-        except OSError as error:
-            raise self._failure("write", error) from error
+        size = len(data)
+        check_request(self.size_bytes, offset, size)
+        self._unflushed_bytes += size
+        with self._writing:
+            self._filling.before_write(offset, size)
+            self._write(offset, data)
+            self._write_back.wrote(self._fd, offset, size)
 
     def write_many(self, offset: int, buffers: Sequence[bytes]) -> None:
         """Writes buffers one behind the other with as few system calls as possible."""
         size = sum(map(len, buffers))
         check_request(self.size_bytes, offset, size)
         self._unflushed_bytes += size
-        for first in range(0, len(buffers), _BUFFERS_AT_ONCE):
-            some = buffers[first : first + _BUFFERS_AT_ONCE]
-            expected = sum(map(len, some))
-            try:
-                done = os.pwritev(self._fd, some, offset)
-            except OSError as error:
-                raise self._failure("write", error) from error
-            if done < expected:
-                # Rare: a signal or a disk that fills up. The second attempt says which.
-                self.write(offset, b"".join(some))
-            offset += expected
+        with self._writing:
+            self._filling.before_write(offset, size)
+            at = offset
+            for first in range(0, len(buffers), _BUFFERS_AT_ONCE):
+                some = buffers[first : first + _BUFFERS_AT_ONCE]
+                expected = sum(map(len, some))
+                try:
+                    done = os.pwritev(self._fd, some, at)
+                except OSError as error:
+                    raise self._failure("write", error) from error
+                if done < expected:
+                    # Rare: a signal or a disk that fills up. The second attempt says which.
+                    self._write(at, b"".join(some))
+                at += expected
+            self._write_back.wrote(self._fd, offset, size)
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        try:
+            write_fully(self._fd, data, offset)
+        except OSError as error:
+            raise self._failure("write", error) from error
 
     def discard(self, offset: int, length: int) -> None:
         """Punches a hole: the range reads as zeros and takes no room."""
         check_request(self.size_bytes, offset, length)
-        try:
-            punch_hole(self._fd, offset, length)
-        except OSError as error:
-            raise self._failure("discard in", error) from error
+        with self._writing:
+            try:
+                punch_hole(self._fd, offset, length)
+            except OSError as error:
+                raise self._failure("discard in", error) from error
+            finally:
+                self._filling.after_discard(offset, length)
 
     @property
     def is_quick_to_flush(self) -> bool:
@@ -151,6 +172,7 @@ class FileArea:
 
     def close(self) -> None:
         """Closes the file and gives the lock back. Harmless when repeated."""
+        self._write_back.close()
         for fd in (self._fd, self._lock):
             if fd >= 0:
                 os.close(fd)
