@@ -25,6 +25,8 @@ MAX_LINE_BYTES: Final = 16 << 20
 _RECEIVE_BYTES: Final = 64 * 1024
 _FAR_EVERY_SECONDS: Final = 0.02
 """What the far site has is sent at most this often; each position carries everything before it."""
+_ELIGIBLE_EVERY_SECONDS: Final = 0.016
+"""And what may be shipped this often: after a set the shipper gathers that long, and then looks by itself."""
 _CREDENTIALS: Final = struct.Struct("3i")
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -315,7 +317,7 @@ class LocalClient:
         except BaseException:
             sock.close()
             raise
-        lines = _Connection(trio.SocketStream(sock))
+        lines = _Connection(trio.SocketStream(sock), _ELIGIBLE_EVERY_SECONDS)
         try:
             lines.put(HelloLine(os.getpid()))
             if self._eligible is not None:

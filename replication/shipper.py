@@ -52,7 +52,7 @@ from vsap.queue import QueueCounts, QueueState
 
 POLL_SECONDS: Final = 0.05
 """The queue is looked at this often without being notified: the mount process may have died."""
-TRIM_SECONDS: Final = 0.05
+TRIM_SECONDS: Final = 0.1
 GATHER_SECONDS: Final = 0.016
 """Pause after a set that took everything there was. What comes meanwhile is sent, synced, acknowledged and
 applied as one set; set by set, a busy writer would lose its processors to its own shipping."""

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReceivingArea", "ReceivingPositions", "SyncSession"]
 
-RECORD_SECONDS: Final = 0.05
+RECORD_SECONDS: Final = 0.1
 """Pause between two records of what is durable: what a crash of this host may make it forget that it has. Not
 longer than what the far site has stays in the writer's queue (`shipper.TRIM_SECONDS`), which sends it again.
 """

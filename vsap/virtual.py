@@ -33,7 +33,7 @@ from vsap.shared_flush import SharedFlush
 
 PUSH_BYTES = 1 << 20
 """More than this is pushed at once."""
-TICK_SECONDS = 0.005
+TICK_SECONDS = 0.010
 """What nobody waits for is pushed after this time: a flush that comes meanwhile takes it along. So it is with
 the record of what is eligible, which an append may take along."""
 MOST_LEAVES = 1 << 16

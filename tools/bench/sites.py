@@ -7,9 +7,7 @@ Then what the queue costs the writer with 10 and with 1,000,000 entries in it.
 
 import os
 import random
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,6 +30,7 @@ from replication.errors import PeerRefused, PeerUnreachable
 from tools import render
 from tools.bench import targets
 from tools.bench.__main__ import run
+from tools.bench.line import Line, line_to, round_trip_ms
 from tools.bench.results import number, quantile
 from tools.bench.workloads import BLOCK, FULL, MIB, QUICK, SEED, WORKLOADS, Scale, now
 from tools.demo.stage import Stage
@@ -61,7 +60,9 @@ class Behind(msgspec.Struct, frozen=True, kw_only=True):
 class Delayed(msgspec.Struct, frozen=True, kw_only=True):
     """With a delay to the sync site: a long write, and overwrites of 4 KiB with fsync."""
 
+    set_ms: float
     round_trip_ms: float
+    """What the line takes by itself: see `tools.bench.line`."""
     stream_mb_per_second: float
     fsync_p50_ms: float
 
@@ -140,48 +141,36 @@ def measure_lag(place: Path, scale: Scale) -> list[Behind]:
 
 
 @contextmanager
-def relayed(place: Path) -> Iterator[tuple[Stage, subprocess.Popen[str]]]:
-    """Three sites, with a relay between the mount and the sync site."""
+def relayed(place: Path) -> Iterator[tuple[Stage, Line]]:
+    """Three sites, with a line between the mount and the sync site."""
     with targets.trisite_sites(place) as stage:
         there = load(stage.config).site("sync")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-P", "-m", "tools.bench.relay", str(port), there.host, str(there.port)]
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as relay:
-            assert relay.stdin is not None
-            assert relay.stdout is not None
-            relay.stdout.readline()
+        with line_to(there.host, there.port) as line:
             text = stage.config.read_text(encoding="utf-8")
             assert text.count(str(there.port)) == 1
             direct, stage.config = stage.config, stage.config.with_name("relayed.toml")
-            stage.config.write_text(text.replace(str(there.port), str(port)), encoding="utf-8")
+            stage.config.write_text(text.replace(str(there.port), str(line.port)), encoding="utf-8")
             try:
                 stage.mount("primary")
-                yield stage, relay
+                yield stage, line
                 stage.unmount()
             finally:
                 stage.config = direct
-                relay.stdin.close()
 
 
 def measure_delay(place: Path, scale: Scale) -> list[Delayed]:
     """A long write and fsyncs at every round trip time."""
     found = []
-    with relayed(place) as (stage, relay):
-        assert relay.stdin is not None
-        assert relay.stdout is not None
-        for round_trip_ms in ROUND_TRIPS_MS:
-            render.note(f"delay: {round_trip_ms:g} ms to the sync site and back")
-            relay.stdin.write(f"{round_trip_ms}\n")
-            relay.stdin.flush()
-            relay.stdout.readline()
+    with relayed(place) as (stage, line):
+        for set_ms in ROUND_TRIPS_MS:
+            render.note(f"delay: {set_ms:g} ms to the sync site and back")
+            line.set_round_trip(set_ms)
             rates = [_stream(stage.mountpoint / "stream", scale) for _ in range(3)]
             fsync_ms = _overwrites(stage.mountpoint / "stream", scale)
             found.append(
                 Delayed(
-                    round_trip_ms=round_trip_ms,
+                    set_ms=set_ms,
+                    round_trip_ms=round_trip_ms(set_ms),
                     stream_mb_per_second=statistics.median(rates),
                     fsync_p50_ms=quantile(fsync_ms, 0.5),
                 )
@@ -279,10 +268,11 @@ def sites(
     )
     out.table(
         "delay to the sync site",
-        (">round trip ms", ">long write MB/s", ">of no delay", ">fsync p50 ms", ">goal ms"),
+        (">set to ms", ">line takes ms", ">long write MB/s", ">of no delay", ">fsync p50 ms", ">goal ms"),
         [
             (
-                f"{one.round_trip_ms:g}",
+                f"{one.set_ms:g}",
+                number(one.round_trip_ms),
                 number(one.stream_mb_per_second),
                 f"{one.stream_mb_per_second / delayed[0].stream_mb_per_second:.2f}",
                 number(one.fsync_p50_ms),
