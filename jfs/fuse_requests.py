@@ -315,6 +315,8 @@ class Requests:
         self._filling.discard(ino)
         self._told.pop(ino, None)
         self.fs.forget(ino, count)
+        if ino in self._listers.watched and not self.fs.is_held(ino):
+            self._listers.forgotten(ino)
 
     def forget_many(self, request: bytes) -> None:
         """BATCH_FORGET."""

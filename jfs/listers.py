@@ -7,8 +7,10 @@ files has that one looked up. A thread whose probe nobody looks up before it lis
 files bare, until somebody looks one up in a directory that it has listed. A wrong guess costs time and
 nothing else: a bare file is looked up when it is asked for.
 
-Who looks up does not matter: a thread may list what others look at, of its program or of the next in a pipe.
-What is no file is never bare: who only lists goes on into directories, and asks where links lead.
+What is looked up after the kernel has let go of the directory says nothing: it would have forgotten
+attributes too. Who looks up does not matter: a thread may list what others look at, of its program or of the
+next in a pipe. What is no file is never bare: who only lists goes on into directories, and asks where links
+lead.
 """
 
 from collections.abc import Callable, Sequence
@@ -116,6 +118,12 @@ class Listers:
     def looked_up(self, directory: int) -> None:
         """Somebody looked up a file in a directory that is watched."""
         self.watched.pop(directory).looks()
+
+    def forgotten(self, directory: int) -> None:
+        """The kernel let go of a directory that is watched, and of what it knew of the files in it: looks at
+        them would not have been spared by attributes.
+        """
+        del self.watched[directory]
 
     def _watch(self, thread: int, lister: _Lister, directory: int) -> None:
         _put_last(self._known, thread, lister)

@@ -39,6 +39,11 @@ class Program:
         if (directory or self.directory) in self.listers.watched:
             self.listers.looked_up(directory or self.directory)
 
+    def is_forgotten(self, directory: int) -> None:
+        """The kernel lets go of a directory, as `fuse_requests` tells it."""
+        if directory in self.listers.watched:
+            self.listers.forgotten(directory)
+
 
 @pytest.fixture
 def program() -> Program:
@@ -207,3 +212,15 @@ def test_whatever_happens_only_files_are_bare_and_memory_is_bounded(seed: int) -
             listers.looked_up(rng.choice(list(listers.watched)))
         assert len(listers.watched) <= MOST
         assert len(listers._known) <= MOST
+
+
+def test_a_look_after_the_kernel_forgot_the_directory_is_no_wrong_guess(program: Program) -> None:
+    """A program that lists everything, and after the caches were dropped looks at everything."""
+    for _ in range(5):
+        listed = [program.lists() for _ in range(8)]
+        directories = range(program.directory - 7, program.directory + 1)
+        for directory in directories:
+            program.is_forgotten(directory)
+        for directory in directories:
+            program.looks(directory)
+    assert listed == [PROBED_FILES] * 8

@@ -47,7 +47,8 @@ class Listing:
 
     def __init__(self, fs: FileSystem) -> None:
         self.fs = fs
-        self._looks = Requests(fs).looks
+        self._requests = Requests(fs)
+        self._looks = self._requests.looks
         self.held = 0
         self.directories = [
             node.ino for number in range(DIRECTORIES) if (node := fs.lookup(1, b"d%d" % number))
@@ -82,6 +83,11 @@ class Listing:
     def look(self, ino: int, name: bytes, pid: int) -> None:
         answer = self._ask(wire.LOOKUP, ino, name + b"\0", pid)
         self.held += bool(wire.ENTRY_OUT.unpack_from(answer)[0])
+
+    def forget(self, ino: int) -> None:
+        """What dropped caches have the kernel say of a directory that it has asked for once."""
+        self.fs.remember_lookup(ino)
+        self._requests.forget(ino, self.fs._lookups[ino])
 
     def _ask(self, opcode: int, ino: int, body: bytes, pid: int) -> bytes:
         return bytes(self._looks[opcode](ino, request(opcode, ino, body, pid=pid), 0, 0))
@@ -131,6 +137,18 @@ async def test_only_a_look_at_a_file_counts(listing: Listing, name: bytes) -> No
         listing.look(directory, name, pid=5)
     listing.look(third, b"f07", pid=7)
     assert listing.bare(fourth, pid=5) == 1, "somebody looks at what this one lists"
+
+
+@pytest.mark.parametrize("is_forgotten", [False, True])
+async def test_a_look_after_dropped_caches_does_not_count(listing: Listing, is_forgotten: bool) -> None:
+    first, second, third, *_ = listing.directories
+    listing.bare(first, pid=5)
+    assert listing.bare(second, pid=5) == len(FILES)
+    if is_forgotten:
+        listing.forget(first)
+        listing.forget(second)
+    listing.look(second, b"f07", pid=5)
+    assert listing.bare(third, pid=5) == (len(FILES) if is_forgotten else 1)
 
 
 async def test_a_file_that_the_kernel_holds_is_no_probe(listing: Listing) -> None:
