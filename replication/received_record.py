@@ -88,11 +88,19 @@ class ReceivedRecord:
             self.close()
             raise
         if not same_boot:
-            self.received_sequence = self.facts.durable_sequence
-            self.copy_sequence = 0
+            self._go_back()
             self._set(_FAR_AT, 0)
-            # What was received and not durable is gone, so this site no longer has all that was acknowledged.
-            self.save(self.facts._replace(in_step=self.facts.in_step and self.facts.clean))
+
+    def distrust(self) -> None:
+        """What was received and is not durable may be lost: the disk could not write something. Blocks."""
+        self.incarnation = uuid4()
+        self._go_back()
+
+    def _go_back(self) -> None:
+        """To what is durable: so this site may no longer have all that was acknowledged."""
+        self.received_sequence = self.facts.durable_sequence
+        self.copy_sequence = 0
+        self.save(self.facts._replace(in_step=self.facts.in_step and self.facts.clean))
 
     def _load(self, path: Path) -> bool:
         """Read the newer good slot; True if it is of this boot, so that the mapped numbers hold."""

@@ -163,7 +163,8 @@ class Control:
                 f"site {site.name} is in epoch {roles.epoch} with writer {roles.writer}, "
                 f"it cannot be prepared for epoch {request.epoch}"
             )
-        if site.link.connected:
+        # One that is stopped holds the lock, and nothing else: it would go on in the middle of a write.
+        if site.link.connected or is_being_written(site.place.paths.writer_lock):
             raise ControlError(
                 f"a mount process still runs at site {site.name}, it was superseded; end it and run again",
                 "mounted",

@@ -125,7 +125,11 @@ async def _from_sync(
     # From here on nothing of the old writer is applied, so that sequence is final. The new roles are told to
     # nobody before they are on record: a kill in between must not leave a site that believes in them.
     part.receiver.fence(superseded_sentence(roles.writer, new), roles)
-    await trio.to_thread.run_sync(part.area.flush)
+    try:
+        await trio.to_thread.run_sync(part.area.flush)
+    except DeviceError:
+        await part.receiver.go_back()
+        raise
     await trio.to_thread.run_sync(part.positions.flush)
     await confirm()
     if async_to is not None and not facts.in_step:

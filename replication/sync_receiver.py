@@ -4,9 +4,13 @@ One writer connection at a time (`sync_session`); a newer one replaces the older
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
+import trio
+
+from jfs.errors import DeviceError
 from replication.channel import Channel
 from replication.frames import PROTOCOL_VERSION
 from replication.handshake import refuse
@@ -106,8 +110,19 @@ class SyncReceiver:
         try:
             await session.run()
         finally:
+            if self.area.may_have_lost:
+                await self.go_back()
             self._session = None
             session.finished.set()
+
+    async def go_back(self) -> None:
+        """A flush failed: what came since the last one counts as not received, and is sent again.
+
+        Where not even that can be put on record, no flush succeeds until this daemon starts anew.
+        """
+        with trio.CancelScope(shield=True), suppress(DeviceError):
+            await trio.to_thread.run_sync(self.record.distrust)
+            self.area.accept_loss()
 
     def _objection(self, hello: Hello, roles: Roles) -> tuple[str, RefusalCode, Roles | None] | None:
         if self._fence is not None:

@@ -47,8 +47,9 @@ if TYPE_CHECKING:
 __all__ = ["ReceivingArea", "ReceivingPositions", "SyncSession"]
 
 RECORD_SECONDS: Final = 0.1
-"""Pause between two records of what is durable: what a crash of this host may make it forget that it has. Not
-longer than what the far site has stays in the writer's queue (`shipper.TRIM_SECONDS`), which sends it again.
+"""Pause between two records of what is durable: what a crash of this host may make it forget that it has.
+About as long as what the far site has stays in the writer's queue (`shipper.TRIM_SECONDS`), which sends it
+again; what has left the queue is compared instead.
 """
 AWAKE_SECONDS: Final = 500e-6
 """An application that waits for each write makes the next one within this, of a writer close by."""
@@ -68,6 +69,9 @@ class ReceivingArea(Protocol):
     @property
     def is_quick_to_flush(self) -> bool: ...
     def flush(self) -> None: ...
+    @property
+    def may_have_lost(self) -> bool: ...
+    def accept_loss(self) -> None: ...
 
 
 class ReceivingPositions(Protocol):

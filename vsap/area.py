@@ -52,12 +52,13 @@ class FileArea:
         self._write_back = WriteBack()
         self._writing = threading.Lock()
         """Held by whoever changes what the file holds."""
+        self._lost: DeviceError | None = None
         self._unflushed_bytes = 0
         self._flush_seconds = 0.0
         try:
             self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
             self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END) // 4096 * 4096
-            self._filling = Filling(self._fd, self.size_bytes)
+            self._filling = Filling(self.size_bytes)
         except OSError as error:
             self.close()
             raise self._failure("open", error) from error
@@ -111,9 +112,8 @@ class FileArea:
         check_request(self.size_bytes, offset, size)
         self._unflushed_bytes += size
         with self._writing:
-            self._filling.before_write(offset, size)
             self._write(offset, data)
-            self._write_back.wrote(self._fd, offset, size)
+            self._wrote(offset, size)
 
     def write_many(self, offset: int, buffers: Sequence[bytes]) -> None:
         """Writes buffers one behind the other with as few system calls as possible."""
@@ -121,7 +121,6 @@ class FileArea:
         check_request(self.size_bytes, offset, size)
         self._unflushed_bytes += size
         with self._writing:
-            self._filling.before_write(offset, size)
             at = offset
             for first in range(0, len(buffers), _BUFFERS_AT_ONCE):
                 some = buffers[first : first + _BUFFERS_AT_ONCE]
@@ -134,13 +133,17 @@ class FileArea:
                     # Rare: a signal or a disk that fills up. The second attempt says which.
                     self._write(at, b"".join(some))
                 at += expected
-            self._write_back.wrote(self._fd, offset, size)
+            self._wrote(offset, size)
 
     def _write(self, offset: int, data: Buffer) -> None:
         try:
             write_fully(self._fd, data, offset)
         except OSError as error:
             raise self._failure("write", error) from error
+
+    def _wrote(self, offset: int, size: int) -> None:
+        self._unflushed_bytes += self._filling.after_write(self._fd, offset, size)
+        self._write_back.wrote(self._fd, offset, size)
 
     def discard(self, offset: int, length: int) -> None:
         """Punches a hole: the range reads as zeros and takes no room."""
@@ -161,14 +164,34 @@ class FileArea:
         return self._unflushed_bytes <= QUICK_FLUSH_BYTES and self._flush_seconds <= QUICK_FLUSH_SECONDS
 
     def flush(self) -> None:
-        """fdatasync; blocks: unless `is_quick_to_flush` in a thread (`trio.to_thread.run_sync`)."""
+        """fdatasync; blocks: unless `is_quick_to_flush` in a thread (`trio.to_thread.run_sync`).
+
+        A host that could not write something tells it once and forgets the data; the next fdatasync succeeds.
+        So no flush is believed after one that failed, until the area is opened again or `accept_loss`.
+        """
+        if self._lost is not None:
+            raise DeviceError(self._lost.errno, self._lost.sentence)
         self._unflushed_bytes = 0
         began = time.monotonic()
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            raise self._failure("flush", error) from error
+            self._lost = DeviceError(
+                error.errno or errno.EIO,
+                f"{self._failure('flush', error).sentence}; what came after its last flush may be lost, "
+                "and no flush is believed until it is opened again",
+            )
+            raise self._lost from error
         self._flush_seconds = time.monotonic() - began
+
+    @property
+    def may_have_lost(self) -> bool:
+        """Whether a flush has failed: what came after the last that did not may be lost."""
+        return self._lost is not None
+
+    def accept_loss(self) -> None:
+        """The caller takes nothing for granted that came after the last flush that succeeded."""
+        self._lost = None
 
     def close(self) -> None:
         """Closes the file and gives the lock back. Harmless when repeated."""

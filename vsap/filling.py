@@ -8,12 +8,17 @@ sixteen pays.
 """
 
 import os
+import time
 from typing import Final
 
 CHUNK_BYTES: Final = 64 << 10
 """What is allocated at once. More makes the one write that pays slower than it spares the others."""
 SMALL_BYTES: Final = CHUNK_BYTES // 2
 """A write from this size on pays for itself."""
+FREE_BYTES: Final = 256 << 20
+"""Where the host's file system has less room than this, it is left to what is written."""
+PAUSE_SECONDS: Final = 5.0
+"""After a host without room, or one that refused, nothing is filled for so long."""
 _KNOWN: Final = 4096
 """Chunks that are remembered as filled."""
 
@@ -23,25 +28,36 @@ class Filling:
     before it is written again.
     """
 
-    def __init__(self, descriptor: int, size_bytes: int) -> None:
-        """`descriptor` stays the caller's."""
-        self._descriptor = descriptor
+    def __init__(self, size_bytes: int) -> None:
         self._size_bytes = size_bytes
         self._filled: set[int] = set()
+        self._resumes = 0.0
 
-    def before_write(self, offset: int, length: int) -> None:
-        """Fill the chunks that a small write is about to touch, but for the write's own bytes."""
+    def after_write(self, descriptor: int, offset: int, length: int) -> int:
+        """Fill the chunks that a small write has touched; returns how many bytes were written for that."""
         if length >= SMALL_BYTES or not length:
-            return
+            return 0
         first, last = offset // CHUNK_BYTES, (offset + length - 1) // CHUNK_BYTES
         filled = self._filled
         if first in filled and last in filled:
-            return
-        for number in {first, last} - filled:
-            if len(filled) >= _KNOWN:
-                filled.clear()
-            filled.add(number)
-            self._fill(number * CHUNK_BYTES, offset, offset + length)
+            return 0
+        now = time.monotonic()
+        if now < self._resumes:
+            return 0
+        count = 0
+        try:
+            host = os.fstatvfs(descriptor)
+            if host.f_bavail * host.f_frsize < FREE_BYTES:
+                self._resumes = now + PAUSE_SECONDS
+                return 0
+            for number in {first, last} - filled:
+                count += self._fill(descriptor, number * CHUNK_BYTES)
+                if len(filled) >= _KNOWN:
+                    filled.clear()
+                filled.add(number)
+        except OSError:  # the write is made; that the host has no more room is told to the next one
+            self._resumes = now + PAUSE_SECONDS
+        return count
 
     def after_discard(self, offset: int, length: int) -> None:
         """There are holes again."""
@@ -51,23 +67,17 @@ class Filling:
             end = (offset + length - 1) // CHUNK_BYTES + 1
             self._filled.difference_update(range(offset // CHUNK_BYTES, end))
 
-    def _fill(self, start: int, low: int, high: int) -> None:
-        """Write the holes of the chunk at `start` as they are, except low..high."""
-        end = min(start + CHUNK_BYTES, self._size_bytes)
-        low, high = min(max(low, start), end), min(max(high, start), end)
-        try:
-            for first, behind in ((start, low), (high, end)):
-                self._fill_holes(first, behind)
-        except OSError:
-            return  # a full disk, most likely: the write itself tells whether there is room for it
-
-    def _fill_holes(self, at: int, end: int) -> None:
-        descriptor = self._descriptor
+    def _fill(self, descriptor: int, start: int) -> int:
+        """Write the holes of the chunk at `start` as they are; how many bytes that was. OSError."""
+        at, end, count = start, min(start + CHUNK_BYTES, self._size_bytes), 0
         while at < end and (at := os.lseek(descriptor, at, os.SEEK_HOLE)) < end:
             try:
                 stop = min(os.lseek(descriptor, at, os.SEEK_DATA), end)
             except OSError:  # ENXIO: a hole up to the end of the file
                 stop = end
+            if stop <= at:
+                break  # a host that contradicts itself
             # What stands there, not zeros: hosts have been known to report holes where data was still dirty.
-            os.pwrite(descriptor, os.pread(descriptor, stop - at, at), at)
+            count += os.pwrite(descriptor, os.pread(descriptor, stop - at, at), at)
             at = stop
+        return count

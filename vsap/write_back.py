@@ -9,6 +9,7 @@ on virtual machines that give free memory back to their host taking one costs mo
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final
 
 LONG_BYTES: Final = 64 << 10
@@ -28,10 +29,11 @@ class WriteBack:
         self._behind: list[list[tuple[int, int]]] = []
         self._thread: ThreadPoolExecutor | None = None
         self._work: Future[None] | None = None
+        self._closed = False
 
     def wrote(self, descriptor: int, offset: int, length: int) -> None:
         """Take note of a write that was made. `descriptor` must stay open until `close` has returned."""
-        if length < LONG_BYTES:
+        if length < LONG_BYTES or self._closed:
             return
         window = self._window
         if window and sum(window[-1]) == offset:
@@ -50,12 +52,15 @@ class WriteBack:
         ranges = list(window)
         if len(self._behind) > _WINDOWS_BEHIND:
             ranges += self._behind.pop(0)
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "write back")
-        self._work = self._thread.submit(_advise, descriptor, ranges)
+        # A process that may have no more threads, or that ends, goes without.
+        with suppress(RuntimeError):
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "write back")
+            self._work = self._thread.submit(_advise, descriptor, ranges)
 
     def close(self) -> None:
-        """Wait for what was begun. Harmless when repeated."""
+        """Wait for what was begun, begin nothing more. Harmless when repeated."""
+        self._closed = True
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
             self._thread = None

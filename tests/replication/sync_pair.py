@@ -1,6 +1,7 @@
 """A writer and a synchronous secondary in one process, over real loopback sockets, with areas in memory."""
 
 import atexit
+import errno
 import shutil
 import tempfile
 import time
@@ -55,6 +56,12 @@ class MemoryArea:
         self.flushes = 0
         self.fail: DeviceError | None = None
         self.before_flush: Callable[[], None] | None = None
+        self.fails_to_flush = False
+        """The next flush fails, and the host forgets what it could not write."""
+        self.may_have_lost = False
+
+    def accept_loss(self) -> None:
+        self.may_have_lost = False
 
     def read(self, offset: int, length: int) -> bytes:
         return bytes(self.data[offset : offset + length])
@@ -70,6 +77,10 @@ class MemoryArea:
     is_quick_to_flush = False
 
     def flush(self) -> None:
+        if self.fails_to_flush:
+            self.data = bytearray(self.durable)
+            self.fails_to_flush, self.may_have_lost = False, True
+            raise DeviceError(errno.EIO, "cannot flush")
         content = bytes(self.data)
         if self.before_flush is not None:
             self.before_flush()

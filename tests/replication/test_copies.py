@@ -1,6 +1,7 @@
 """What the copies between running sites look at, and which of them give a site a position."""
 
 import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import trio
 from jfs.device import BLOCK_BYTES
 from replication.client import ask_site
 from replication.config import SITE_NAMES
-from replication.control import GetLevel, Level, ReportRanges
+from replication.control import ControlError, GetLevel, Level, ReportRanges
 from replication.creating import create_volume
 from replication.set_journal import SetJournal
 from replication.site_listing import local_files, opened_listing
@@ -142,6 +143,20 @@ async def level_fuzzily(cluster: Cluster) -> None:
             await trio.sleep(0.02)
     assert status.error is None
     assert status.bytes_copied > 0
+
+
+def test_a_site_where_a_superseded_mount_is_stopped_is_not_levelled(cluster: Cluster) -> None:
+    """It is connected to nobody, and would go on in the middle of a write."""
+    writer = write_some(cluster, "primary", 3)
+    writer.signal(signal.SIGSTOP)
+    cluster.kill("primary")
+    failover(cluster)
+    cluster.start("primary")
+    drain_output(write_some(cluster, "sync", 3))
+    with pytest.raises(ControlError, match="a mount process still runs at site primary"):
+        trio.run(level_fuzzily, cluster)
+    writer.kill()
+    trio.run(level_fuzzily, cluster)
 
 
 def test_a_killed_mount_leaves_everything_in_the_queue(cluster: Cluster) -> None:

@@ -1,6 +1,7 @@
 """A storage area in a file, and digests of it."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -109,4 +110,26 @@ def test_digests_are_of_leaves_counted_from_the_range(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match="leaf"):
         digest_ranges(area, [(0, 4096)], 0)
+    area.close()
+
+
+def test_no_flush_is_believed_after_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host tells once that it could not write something, and then forgets it."""
+    area = FileArea.create(tmp_path / "area", SIZE)
+    area.write(0, b"x" * 4096)
+    fdatasync = os.fdatasync
+
+    def fails_once(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fails_once)
+    for _ in range(3):
+        with pytest.raises(DeviceError, match="no flush is believed") as caught:
+            area.flush()
+        assert caught.value.errno == errno.EIO
+        assert area.may_have_lost
+    area.accept_loss()
+    area.flush()
+    assert not area.may_have_lost
     area.close()

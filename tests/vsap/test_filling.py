@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsap.area import FileArea
+from vsap import filling
+from vsap.area import QUICK_FLUSH_BYTES, FileArea
 from vsap.filling import CHUNK_BYTES, SMALL_BYTES
 
 BLOCK = 4096
-SIZE = 16 * CHUNK_BYTES
+SIZE = 32 * CHUNK_BYTES
 
 
 @pytest.fixture
@@ -107,35 +108,68 @@ def test_where_a_host_reports_holes_that_are_none_nothing_is_lost(
 def test_nobody_writes_between_the_read_of_a_hole_and_its_write(
     area: FileArea, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = threading.Thread(target=area.write, args=(2 * BLOCK, b"other" + bytes(BLOCK - 5)))
+    others = {
+        2: lambda: area.write(2 * BLOCK, b"2" * BLOCK),
+        3: lambda: area.write_many(3 * BLOCK, [b"3" * BLOCK]),
+        0: lambda: area.discard(0, BLOCK),
+    }
+    threads = [threading.Thread(target=deed) for deed in others.values()]
     pread = os.pread
 
-    def meanwhile(*how: int) -> bytes:
-        data = pread(*how)
-        if other.ident is None:
-            other.start()
-            other.join(0.2)  # it waits; without the lock it would have written
+    def meanwhile(descriptor: int, length: int, offset: int) -> bytes:
+        data = pread(descriptor, length, offset)
+        for thread in threads:
+            if thread.ident is None:
+                thread.start()
+        for thread in threads:
+            thread.join(0.1)  # it waits; without the lock it would have written
         return data
 
     monkeypatch.setattr(os, "pread", meanwhile)
     area.write(0, b"x" * BLOCK)
-    other.join()
+    for thread in threads:
+        thread.join()
     monkeypatch.undo()
-    assert area.read(2 * BLOCK, BLOCK).startswith(b"other")
+    assert area.read(0, 4 * BLOCK) == bytes(2 * BLOCK) + b"2" * BLOCK + b"3" * BLOCK
 
 
-def test_a_full_disk_only_keeps_it_from_filling(area: FileArea, monkeypatch: pytest.MonkeyPatch) -> None:
-    pwrite = os.pwrite
+def test_it_counts_as_what_a_flush_has_to_do(area: FileArea) -> None:
+    for number in range(QUICK_FLUSH_BYTES // CHUNK_BYTES):
+        assert area.is_quick_to_flush
+        area.write(number * CHUNK_BYTES, b"x" * BLOCK)
+    assert area._unflushed_bytes == QUICK_FLUSH_BYTES
+
+
+def test_where_the_host_refuses_the_write_is_made(area: FileArea, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite, refused = os.pwrite, []
 
     def full(descriptor: int, data: bytes, offset: int) -> int:
         if len(data) != BLOCK:
+            refused.append(offset)
             raise OSError(errno.ENOSPC, "full")
         return pwrite(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", full)
     area.write(5 * BLOCK, b"x" * BLOCK)
+    area.write(5 * CHUNK_BYTES, b"x" * BLOCK)
     monkeypatch.undo()
+    assert stands(area) == [(5 * BLOCK, 6 * BLOCK), (5 * CHUNK_BYTES, 5 * CHUNK_BYTES + BLOCK)]
+    assert len(refused) == 1, "it is left alone for some seconds"
+
+
+def test_a_host_with_little_room_is_left_alone(area: FileArea, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling, "FREE_BYTES", 1 << 62)
+    area.write(5 * BLOCK, b"x" * BLOCK)
     assert stands(area) == [(5 * BLOCK, 6 * BLOCK)]
+
+
+def test_a_host_that_contradicts_itself_is_not_asked_for_ever(
+    area: FileArea, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "lseek", lambda descriptor, at, how: at)
+    area.write(5 * BLOCK, b"x" * BLOCK)
+    monkeypatch.undo()
+    assert area.read(5 * BLOCK, BLOCK) == b"x" * BLOCK
 
 
 PLACES = st.tuples(st.integers(0, SIZE // BLOCK - 1), st.integers(1, 20))
