@@ -101,6 +101,7 @@ class FileArea:
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes at `offset`, zeros where nothing was written."""
         check_request(self.size_bytes, offset, length)
+        self._believe()
         try:
             return read_fully(self._fd, length, offset)
         except OSError as error:
@@ -167,10 +168,10 @@ class FileArea:
         """fdatasync; blocks: unless `is_quick_to_flush` in a thread (`trio.to_thread.run_sync`).
 
         A host that could not write something tells it once and forgets the data; the next fdatasync succeeds.
-        So no flush is believed after one that failed, until the area is opened again or `accept_loss`.
+        So no flush is believed after one that failed, and nothing is read, until the area is opened again or
+        `accept_loss`.
         """
-        if self._lost is not None:
-            raise DeviceError(self._lost.errno, self._lost.sentence)
+        self._believe()
         self._unflushed_bytes = 0
         began = time.monotonic()
         try:
@@ -178,8 +179,7 @@ class FileArea:
         except OSError as error:
             self._lost = DeviceError(
                 error.errno or errno.EIO,
-                f"{self._failure('flush', error).sentence}; what came after its last flush may be lost, "
-                "and no flush is believed until it is opened again",
+                f"{self._failure('flush', error).sentence}; what came after its last flush may be lost",
             )
             raise self._lost from error
         self._flush_seconds = time.monotonic() - began
@@ -190,8 +190,16 @@ class FileArea:
         return self._lost is not None
 
     def accept_loss(self) -> None:
-        """The caller takes nothing for granted that came after the last flush that succeeded."""
+        """The caller writes again, or counts as lost, what came after the last flush that succeeded."""
         self._lost = None
+
+    def doubt(self, error: DeviceError) -> None:
+        """What the caller was about to write again could not be: as after a flush that failed."""
+        self._lost = error
+
+    def _believe(self) -> None:
+        if self._lost is not None:
+            raise DeviceError(self._lost.errno, self._lost.sentence)
 
     def close(self) -> None:
         """Closes the file and gives the lock back. Harmless when repeated."""

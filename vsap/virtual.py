@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Self, cast
 import trio
 
 from jfs.device import BLOCK_BYTES, Buffer, check_request
-from jfs.errors import DeviceError
+from jfs.errors import CorruptionError, DeviceError
 from vsap.area import FileArea, flush_quickly
 from vsap.digest import digest_ranges
 from vsap.entry import (
@@ -281,6 +281,7 @@ class VirtualArea:
             self._write_and_send(entries, flush)
         except DeviceError as error:
             self._failure = error
+            self._write_again()
             raise
         self._failure = None
         self._unwritten = []
@@ -394,6 +395,7 @@ class VirtualArea:
 
     async def _flush_once(self) -> None:
         kept_back: DeviceError | None = None
+        self._write_again()
         try:
             self._push(flush=True)
         except DeviceError as error:
@@ -406,12 +408,36 @@ class VirtualArea:
             self._push(flush=True)
             await self._flush_both(self._pushed)
 
+    def _write_again(self) -> None:
+        """A flush of the area failed, so the host has forgotten something: everything after the last common
+        flush is written again, from the queue (P3), and the next flush counts. Where that cannot be done
+        nothing is read and no flush succeeds; it is tried again with each.
+        """
+        if not self._area.may_have_lost:
+            return
+        self._area.accept_loss()
+        try:
+            state = self._queue.state()
+            sequence = state.common_flush_sequence + 1
+            while sequence < state.next_sequence:
+                entries = self._queue.read(sequence)
+                if not entries or entries[0].sequence != sequence:
+                    raise CorruptionError(f"entry {sequence} is not in the queue any more")
+                apply_entries(self._area, entries)
+                sequence = entries[-1].sequence + 1
+        except (DeviceError, CorruptionError) as error:
+            self._area.doubt(DeviceError(errno.EIO, f"area {self._area.path} may have lost data: {error}"))
+
     async def _flush_both(self, target: int) -> None:
         """A and C at the same time: C works while this one waits for A. DeviceError of either."""
         remote = self._remote
         if remote is not None:
             remote.request_flush(target)
-        await flush_quickly(self._area)
+        try:
+            await flush_quickly(self._area)
+        except DeviceError:
+            self._write_again()
+            raise
         if remote is not None:
             await (remote.wait_durable if self._durable else remote.wait_received)(target)
         self._area_flushed = max(self._area_flushed, target)

@@ -70,6 +70,10 @@ class Disk:
     def __init__(self) -> None:
         self._changed: dict[int, Changes] = {}
         self.full = False
+        self.failures: random.Random | None = None
+        """Set: the next flush of an area fails, once, and what it was for is lost by chance."""
+        self.failed = False
+        """A flush has failed since the machine was started anew."""
         self.cuts_with_changes = 0
 
     def _changes(self, descriptor: int) -> Changes:
@@ -101,6 +105,20 @@ class Disk:
         found = self._changed.pop(os.fstat(descriptor).st_ino, None)
         if found is not None:
             found.forget()
+
+    def fails(self, descriptor: int) -> bool:
+        """Whether a flush fails. Like Linux the disk tells once that it could not write something; what it
+        was shows when the page cache lets it go: at once here.
+        """
+        rng = self.failures
+        if rng is None or not os.readlink(f"/proc/self/fd/{descriptor}").endswith("/area"):
+            return False
+        self.failures, self.failed = None, True
+        found = self._changed.pop(os.fstat(descriptor).st_ino, None)
+        if found is not None:
+            found.lose(rng)
+            found.forget()
+        return True
 
     def lose_power(self, rng: random.Random) -> None:
         """Lose, keep or tear what was not synced."""

@@ -33,7 +33,7 @@ class Faults:
 
     def all(self) -> list[tuple[str, Callable[[], Awaitable[object]], int]]:
         """Name, what does it, and how often it is chosen."""
-        return [
+        found: list[tuple[str, Callable[[], Awaitable[object]], int]] = [
             ("partition", self.partition, 6),
             ("connections reset", self.reset, 3),
             ("slow link", self.slow, 4),
@@ -48,12 +48,15 @@ class Faults:
             ("site comes back older", self.roll_back, 2),
             ("another volume answers", self.answer_as_stranger, 2),
         ]
+        return [*found, ("a flush fails", self.fail_to_flush, 8)] if self.world.disks_fail else found
 
     def heal(self) -> None:
         """Take everything back; the faults that still run find nothing left to do."""
         self.healed = True
         for host in self.world.hosts.values():
             host.disk.full = host.held = False
+            host.disk.failures = None
+            self.start_anew(host)
             self.power_on(host)
             self.send_stranger_away(host)
         for process in list(self._stopped):
@@ -158,6 +161,26 @@ class Faults:
         disk.full = True
         await trio.sleep(self.rng.choice((0.5, 3.0)))
         disk.full = False
+
+    async def fail_to_flush(self) -> None:
+        """A disk cannot write something. Processes that believe no flush any more are started anew later, as
+        an operator would; the sync site goes on by itself.
+        """
+        disk = self._host().disk
+        disk.failures = self.rng
+        await trio.sleep(self.rng.choice((0.3, 2.0)))
+        disk.failures = None
+        await trio.sleep(self.rng.choice((0.1, 1.0)))
+        for host in self.world.hosts.values():
+            if host.disk is disk and self.rng.random() < 0.5:
+                self.start_anew(host)
+
+    def start_anew(self, host: Host) -> None:
+        """The processes of a machine where a flush has failed."""
+        if host.disk.failed:
+            host.disk.failed = False
+            host.kill("mount")
+            host.kill("daemon")
 
     async def jump(self) -> None:
         """A clock jumps."""

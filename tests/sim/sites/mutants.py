@@ -22,6 +22,7 @@ from replication.ranges import Covered
 from replication.received_record import Facts, ReceivedRecord
 from replication.roles import Roles
 from replication.sync_ledger import SyncLedger
+from replication.sync_receiver import SyncReceiver
 from replication.sync_session import SyncSession
 from tests.sim.sites.host import PROCESS
 from vsap.area import FileArea
@@ -54,6 +55,18 @@ def _flush_without_the_own_disk() -> list[Change]:
             real(self)
 
     return [(FileArea, "flush", flush)]
+
+
+def _failed_flush_forgotten_by_the_writer() -> list[Change]:
+    return [(VirtualArea, "_write_again", lambda self: self._area.accept_loss())]
+
+
+def _failed_flush_forgotten_by_the_sync_site() -> list[Change]:
+    async def go_back(self: SyncReceiver) -> None:
+        await trio.lowlevel.checkpoint()
+        self.area.accept_loss()
+
+    return [(SyncReceiver, "go_back", go_back)]
 
 
 def _set_applied_in_part() -> list[Change]:
@@ -196,6 +209,8 @@ MUTANTS: dict[str, Callable[[], list[Change]]] = {
         _flush_answered_before_the_disk,
         _flush_without_the_sync_site,
         _flush_without_the_own_disk,
+        _failed_flush_forgotten_by_the_writer,
+        _failed_flush_forgotten_by_the_sync_site,
         _set_applied_in_part,
         _power_cut_at_the_sync_site_unnoticed,
         _positions_forgotten,

@@ -21,6 +21,8 @@ CAUGHT_BY = {
     "flush_answered_before_the_disk": 3,
     "flush_without_the_sync_site": 1,
     "flush_without_the_own_disk": 3,
+    "failed_flush_forgotten_by_the_writer": 33,
+    "failed_flush_forgotten_by_the_sync_site": 256,
     "set_applied_in_part": 1,
     "recovery_copy_without_the_log": 1,
     "shipped_before_eligible": 4,

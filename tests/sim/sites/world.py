@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import itertools
@@ -84,6 +85,8 @@ class World:
         self.gathered_bytes = sets.choice((256 << 20, 1 << 17))
         self.points_early = sets.random() < 0.6
         """Entries that have waited half a second point into the area, if their segment is durable."""
+        self.disks_fail = random.Random(f"{seed} disks").random() < 0.25
+        """Flushes of areas may fail."""
         self.environments: dict[str, list[Any]] = {}
         self.endless = False
         self.nursery: trio.Nursery
@@ -178,6 +181,8 @@ def _ftruncate(descriptor: int, size: int) -> None:
 def _sync(descriptor: int) -> None:
     process = acting()
     if process is not None:
+        if process.host.disk.fails(descriptor):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         process.host.disk.synced(descriptor)
 
 
