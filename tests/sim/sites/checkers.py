@@ -28,7 +28,7 @@ from replication.state import SiteState
 from replication.sync_receiver import SyncReceiver
 from replication.sync_session import SyncSession
 from tests.sim.sites.cluster import Cluster
-from tests.sim.sites.host import PROCESS
+from tests.sim.sites.host import PROCESS, Process
 from tests.sim.sites.world import VOLUME_BYTES
 from vsap.area import FileArea
 from vsap.entry import DISCARD, WRITE, Entry
@@ -127,7 +127,7 @@ class Checkers:
         self.epoch: dict[str, int] = dict.fromkeys(self.world.hosts, 1)
         self.roles: dict[int, Roles] = {}
         self.dirty: dict[str, set[int]] = {name: set() for name in self.world.hosts}
-        self.receivers: dict[str, SyncReceiver] = {}
+        self.receivers: dict[str, tuple[SyncReceiver, Process]] = {}
         self.checked = 0
         self.dropped_through = 0
         self.position = (0, 0)
@@ -320,10 +320,10 @@ class Checkers:
         if state == "Duplex":
             self.older.discard(target)
         if kind == "sync" and state == "Duplex" and target in self.receivers:
-            try:
-                received = self.receivers[target].received_sequence
-            except ValueError:
-                return  # its daemon died while the answer was on its way
+            receiver, daemon = self.receivers[target]
+            if daemon.dead:
+                return  # while the answer was on its way; its machine may be what it was before by now
+            received = receiver.received_sequence
             # The mount process brought it level, and may not have heard yet of the epoch its site knows.
             epoch = self.cluster.mount_epoch.get(source, self.epoch[site])
             self.compare(target, epoch, received, range(BLOCKS), "sync pair Duplex")
@@ -488,7 +488,9 @@ def watching(checkers: Checkers) -> Iterator[None]:
     after(SiteState, "set_pair", paired)
 
     def made(_: None, self: SyncReceiver, *arguments: Any, **named: Any) -> None:  # noqa: ANN401
-        checkers.receivers[checkers.here()] = self
+        process = PROCESS.get()
+        assert process is not None
+        checkers.receivers[checkers.here()] = self, process
 
     after(SyncReceiver, "__init__", made)
 
