@@ -59,7 +59,8 @@ _JOINED_BYTES: Final = 8192
 """An answer up to this size is joined to its header."""
 _UNHEARD: Final = suppress(OSError)
 """Nobody waits for the answer: the request was taken back, or the mount is gone, which reading tells."""
-_NOT_OPENED: Final = frozenset({wire.OPEN, wire.OPENDIR, wire.CREATE, wire.FLUSH})
+_NOT_DONE: Final = frozenset({wire.OPEN, wire.OPENDIR, wire.CREATE, wire.FLUSH, wire.IOCTL})
+"""Of IOCTL the kernel makes ENOTTY: Python's open() asks of each file whether it is a terminal."""
 
 
 def offered_flags(request: bytes) -> int:
@@ -247,7 +248,7 @@ class Door:
                 )
             elif opcode == wire.BATCH_FORGET:
                 self._forget(partial(requests.forget_many, request))
-            elif opcode in _NOT_OPENED:
+            elif opcode in _NOT_DONE:
                 self._send(wire.refusal(unique, errno.ENOSYS))
             else:
                 return bool(opcode == wire.INTERRUPT)  # what is asked for is done, and answered, soon

@@ -32,6 +32,7 @@ READDIR: Final = 28
 FSYNCDIR: Final = 30
 CREATE: Final = 35
 INTERRUPT: Final = 36
+IOCTL: Final = 39
 BATCH_FORGET: Final = 42
 READDIRPLUS: Final = 44
 RENAME2: Final = 45

@@ -403,8 +403,8 @@ async def test_the_handle_of_a_removed_file_is_stale_while_it_goes(bench: Bench)
     await bench.fails(errno.ESTALE, wire.LOOKUP, node.ino, b".\0")
 
 
-@pytest.mark.parametrize("opcode", [wire.OPEN, wire.OPENDIR, wire.CREATE, wire.FLUSH])
-async def test_nobody_is_told_of_open_files(bench: Bench, opcode: int) -> None:
+@pytest.mark.parametrize("opcode", [wire.OPEN, wire.OPENDIR, wire.CREATE, wire.FLUSH, wire.IOCTL])
+async def test_nobody_is_told_of_open_files_and_terminals(bench: Bench, opcode: int) -> None:
     assert await bench.ask(opcode, 1, bytes(24)) == (errno.ENOSYS, b"")
 
 
