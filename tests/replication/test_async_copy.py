@@ -36,6 +36,8 @@ from tests.replication.sync_pair import until
 from vsap.entry import Entry
 
 FIRST = (EpochStart(1, 0),)
+WRITTEN_MEANWHILE = 3000
+"""Then the application rests: a copy that it outruns on a slow machine would never end."""
 
 
 def new_receiver(target: Target, epoch: int = 1) -> SetReceiver:
@@ -325,10 +327,11 @@ async def test_a_copy_is_exact_while_the_application_writes(seed: int) -> None:
     writer.queue.drop(60)
     async with following(writer, target) as (shipper, receiver, _link):
         seen: set[int] = set()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while shipper.last_copy is None:
-                writer.write()
-                writer.push()
+                if writer.newest < WRITTEN_MEANWHILE:
+                    writer.write()
+                    writer.push()
                 if chance.random() < 0.5:
                     writer.acknowledge(chance.randint(writer.queue.eligible, writer.newest))
                 await trio.lowlevel.checkpoint()
