@@ -4,7 +4,7 @@ complete.
 
 import errno
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, NamedTuple, Self, cast
 
@@ -27,7 +27,7 @@ from vsap.entry import (
 )
 from vsap.pointing import LOOK_SECONDS
 from vsap.positions import WritePositions
-from vsap.queue import EntryQueue
+from vsap.queue import EntryQueue, QueueState
 from vsap.remote import RemoteCopy
 from vsap.shared_flush import SharedFlush
 
@@ -88,6 +88,10 @@ def _unchanging(data: Buffer) -> bytes:
     if type(data) is memoryview and type(data.obj) is bytes:
         return cast(bytes, data)
     return bytes(data)
+
+
+class _EntryMissing(CorruptionError):
+    """An entry is not in the queue that must be."""
 
 
 class VirtualArea:
@@ -184,21 +188,32 @@ class VirtualArea:
         if not state.trusted:
             return Recovery(False, 0, 0, 0)
         first = sequence = state.common_flush_sequence + 1
-        while sequence < state.next_sequence:
-            entries = self._queue.read(sequence)
-            if not entries or entries[0].sequence != sequence:
-                # Nothing takes an entry out before the common flush, so somebody else has.
-                return Recovery(False, 0, 0, 0)
-            self._note_positions(entries)
-            apply_entries(self._area, entries)
-            self._send(entries)
-            sequence = entries[-1].sequence + 1
-            await trio.lowlevel.checkpoint()
+        try:
+            for entries in self._after_common_flush(state):
+                self._note_positions(entries)
+                apply_entries(self._area, entries)
+                self._send(entries)
+                sequence = entries[-1].sequence + 1
+                await trio.lowlevel.checkpoint()
+        except _EntryMissing:
+            return Recovery(False, 0, 0, 0)
         self._area_behind = False
         self._on_progress()
         return Recovery(
             True, first if sequence > first else 0, sequence - 1 if sequence > first else 0, sequence - first
         )
+
+    def _after_common_flush(self, state: QueueState) -> Iterator[list[Entry]]:
+        """All entries after the last common flush, from the queue. _EntryMissing: nothing takes an entry out
+        before the common flush, so somebody else has.
+        """
+        sequence = state.common_flush_sequence + 1
+        while sequence < state.next_sequence:
+            entries = self._queue.read(sequence)
+            if not entries or entries[0].sequence != sequence:
+                raise _EntryMissing(f"entry {sequence} is not in the queue any more")
+            yield entries
+            sequence = entries[-1].sequence + 1
 
     # --- reading and issuing
 
@@ -417,14 +432,8 @@ class VirtualArea:
             return
         self._area.accept_loss()
         try:
-            state = self._queue.state()
-            sequence = state.common_flush_sequence + 1
-            while sequence < state.next_sequence:
-                entries = self._queue.read(sequence)
-                if not entries or entries[0].sequence != sequence:
-                    raise CorruptionError(f"entry {sequence} is not in the queue any more")
+            for entries in self._after_common_flush(self._queue.state()):
                 apply_entries(self._area, entries)
-                sequence = entries[-1].sequence + 1
         except (DeviceError, CorruptionError) as error:
             self._area.doubt(DeviceError(errno.EIO, f"area {self._area.path} may have lost data: {error}"))
 

@@ -10,6 +10,7 @@ import pytest
 from jfs.errors import CorruptionError, DeviceError
 from tests.vsap.test_virtual_area import A, B, C, Site, settle
 from vsap.entry import Entry
+from vsap.virtual import VirtualArea
 
 pytestmark = pytest.mark.usefixtures("autojump_clock")
 
@@ -38,11 +39,16 @@ class Forgetful:
         self._durable = self._path.read_bytes()
 
 
+async def write_durably(device: VirtualArea) -> None:
+    """The first write, flushed at both sites and recorded so."""
+    device.write(0, A)
+    await device.flush()
+    await settle()
+
+
 async def test_what_a_failed_flush_lost_is_written_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     async with site.virtual() as device:
-        device.write(0, A)
-        await device.flush()
-        await settle()
+        await write_durably(device)
         Forgetful(site, monkeypatch)
         device.write(0, B)
         device.discard(8192, 4096)
@@ -62,9 +68,7 @@ async def test_where_it_cannot_be_written_again_nothing_is_believed(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with site.virtual() as device:
-        device.write(0, A)
-        await device.flush()
-        await settle()
+        await write_durably(device)
         Forgetful(site, monkeypatch)
         device.write(0, B)
 
@@ -88,9 +92,7 @@ async def test_a_barrier_that_fails_keeps_back_what_is_behind_it(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with site.virtual() as device:
-        device.write(0, A)
-        await device.flush()
-        await settle()
+        await write_durably(device)
         Forgetful(site, monkeypatch, times=3)
         device.write(0, B)
         await device.barrier()

@@ -166,14 +166,13 @@ class Faults:
         """A disk cannot write something. Processes that believe no flush any more are started anew later, as
         an operator would; the sync site goes on by itself.
         """
-        disk = self._host().disk
-        disk.failures = self.rng
+        host = self._host()
+        host.disk.failures = self.rng
         await trio.sleep(self.rng.choice((0.3, 2.0)))
-        disk.failures = None
+        host.disk.failures = None
         await trio.sleep(self.rng.choice((0.1, 1.0)))
-        for host in self.world.hosts.values():
-            if host.disk is disk and self.rng.random() < 0.5:
-                self.start_anew(host)
+        if self.rng.random() < 0.5:
+            self.start_anew(host)
 
     def start_anew(self, host: Host) -> None:
         """The processes of a machine where a flush has failed."""
